@@ -1,0 +1,142 @@
+"""Drawings of a graph: SVG after the paper's Fig. 1 and 2, and Mermaid. No torch here.
+
+These functions read a graph's ``nodes``, ``heads``, ``depths`` and ``encoder_row`` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nestedseg.graph import Graph
+
+RADIUS = 24
+STEP_X, STEP_Y = 62, 92  # between neighbours on a diagonal
+MARGIN = 44
+ARC = 26  # how much higher a skip rises for each column that it passes over
+
+STYLE = """
+  .bg { fill: #ffffff } .edge { stroke: #57606a; fill: none; stroke-width: 1.6 }
+  .skip { stroke: #0969da; fill: none; stroke-width: 1.4; stroke-dasharray: 5 4 }
+  .encoder { fill: #dbe4ee; stroke: #57606a } .decoder { fill: #d5efdc; stroke: #2d7d46 }
+  .node { stroke-width: 1.6 } .head { stroke-width: 3.6 }
+  .tip { fill: #57606a } .skiptip { fill: #0969da }
+  text { font: italic 16px Georgia, 'Times New Roman', serif; fill: #1f2328; text-anchor: middle }
+  text .up { font-size: 10.5px; font-style: normal }
+  .label { font: 12px system-ui, sans-serif; fill: #2d7d46 }
+  .pruned { opacity: .28; filter: grayscale(1) }
+  @media (prefers-color-scheme: dark) {
+    .bg { fill: #0d1117 } .edge { stroke: #9198a1 } .skip { stroke: #58a6ff }
+    .encoder { fill: #2b3644; stroke: #9198a1 } .decoder { fill: #17402a; stroke: #56d364 }
+    .tip { fill: #9198a1 } .skiptip { fill: #58a6ff } text { fill: #e6edf3 }
+    .label { fill: #56d364 }
+  }
+"""
+
+
+def svg(graph: Graph, kept: Collection[str] | None = None) -> str:
+    """The graph as SVG; nodes and edges outside ``kept`` are grey. Follows a dark theme."""
+    places = _places(graph)
+    kept = places.keys() if kept is None else kept
+    width = max(x for x, _ in places.values()) + MARGIN
+    height = max(y for _, y in places.values()) + MARGIN
+    edges = [_edge(places, source, target, _faded(kept, source, target))
+             for source, target in _edges(graph)]
+    nodes = [_node(graph, name, place, _faded(kept, name)) for name, place in places.items()]
+    return "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
+        f'width="{width:g}" height="{height:g}" role="img">',
+        f"<title>{_escape(graph.name)}</title>", f"<style>{STYLE}</style>", "<defs>",
+        _marker("tip"), _marker("skiptip"), "</defs>",
+        f'<rect class="bg" width="{width:g}" height="{height:g}" rx="6"/>',
+        *edges, *nodes, "</svg>", ""])
+
+
+def mermaid(graph: Graph) -> str:
+    """The graph as a Mermaid flowchart: solid = up or down, dotted = skip, hexagon = head."""
+    lines = ["flowchart LR"]
+    for name in _places(graph):
+        superscript = name[1:].replace("_", ",")
+        left, right = ("{{", "}}") if name in graph.heads else ("((", "))")
+        lines.append(f'  {name}{left}"X<sup>{superscript}</sup>"{right}')
+    for source, target in _edges(graph):
+        arrow = "-.->" if _row(source) == _row(target) else "-->"
+        lines.append(f"  {source} {arrow} {target}")
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str) -> int:
+    return int(name[1:].split("_")[0])
+
+
+def _column(name: str) -> int:
+    return int(name.split("_")[1])
+
+
+def _places(graph: Graph) -> dict[str, tuple[float, float]]:
+    """Centre of every node: a row's nodes lie between those of the row above, as in Fig. 1."""
+    names = [*(f"x{row}_0" for row in range(graph.encoder_row, graph.depth + 1)), *graph.nodes]
+    first = min(map(_row, names))
+    longest = max((_column(b) - _column(a) for a, b in _edges(graph) if _row(a) == _row(b)),
+                  default=1)
+    top = MARGIN + 26 + ARC * max(0, longest - 1) / 2
+    left = min(_row(name) + 2 * _column(name) for name in names)
+    return {name: (MARGIN + STEP_X * (_row(name) + 2 * _column(name) - left),
+                   top + STEP_Y * (_row(name) - first)) for name in names}
+
+
+def _edges(graph: Graph) -> Iterator[tuple[str, str]]:
+    """Down the encoder, then every edge (source, target) of the decoder."""
+    for row in range(graph.encoder_row, graph.depth):
+        yield f"x{row}_0", f"x{row + 1}_0"
+    for node in graph.nodes.values():
+        for name in node.inputs:
+            yield name, node.name
+
+
+def _faded(kept: Collection[str], *names: str) -> str:
+    """A node that is left in the encoder only to be passed through is kept, so rows count too."""
+    deepest = max(map(_row, (name for name in kept if _column(name) == 0)), default=-1)
+    gone = [name for name in names
+            if name not in kept and not (_column(name) == 0 and _row(name) <= deepest)]
+    return " pruned" if gone else ""
+
+
+def _edge(places: dict[str, tuple[float, float]], source: str, target: str, faded: str) -> str:
+    (x1, y1), (x2, y2) = places[source], places[target]
+    if _row(source) != _row(target):
+        length = ((x2 - x1) ** 2 + (y2 - y1) ** 2) ** 0.5
+        dx, dy = (x2 - x1) / length * RADIUS, (y2 - y1) / length * RADIUS
+        return (f'<path class="edge{faded}" marker-end="url(#tip)" '
+                f'd="M{x1 + dx:.1f} {y1 + dy:.1f}L{x2 - dx * 1.25:.1f} {y2 - dy * 1.25:.1f}"/>')
+    rise = ARC * (abs(_column(target) - _column(source)) - 1)
+    side = 1 if x2 > x1 else -1
+    start, end = x1 + side * RADIUS * (0.72 if rise else 1), x2 - side * RADIUS * \
+        (0.86 if rise else 1.25)
+    lift = 0.7 * RADIUS if rise else 0
+    return (f'<path class="skip{faded}" marker-end="url(#skiptip)" '
+            f'd="M{start:.1f} {y1 - lift:.1f}Q{(x1 + x2) / 2:.1f} {y1 - lift - rise:.1f} '
+            f'{end:.1f} {y2 - lift:.1f}"/>')
+
+
+def _node(graph: Graph, name: str, place: tuple[float, float], faded: str) -> str:
+    x, y = place
+    head = name in graph.heads
+    kind = ("encoder" if _column(name) == 0 else "decoder") + (" head" if head else "")
+    parts = [f'<circle class="node {kind}" cx="{x:g}" cy="{y:g}" r="{RADIUS}"/>',
+             f'<text x="{x:g}" y="{y + 6:g}">X<tspan class="up" dy="-7">'
+             f"{_row(name)},{_column(name)}</tspan></text>"]
+    if head:
+        depth = graph.depths[graph.heads.index(name)]
+        parts.append(f'<text class="label" x="{x:g}" y="{y + RADIUS + 15:g}">head {depth}</text>')
+    return f'<g class="{faded.strip()}">' + "".join(parts) + "</g>"
+
+
+def _marker(name: str) -> str:
+    return (f'<marker id="{name}" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" '
+            f'markerHeight="7" orient="auto"><path class="{name}" d="M0 0L8 4L0 8z"/></marker>')
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")
