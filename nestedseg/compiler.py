@@ -1,0 +1,164 @@
+"""Graph + the encoder's levels -> a decoder whose forward is generated, readable code."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor, fx, nn
+
+from nestedseg.errors import choose
+from nestedseg.graph import Graph, GraphError, is_encoder, position
+from nestedseg.layers import BLOCKS, Level, Node, Style, make_head
+
+
+class Decoder(nn.Module):
+    """The nodes and heads of a graph, run by code compiled from it.
+
+    ``print(decoder.code)`` shows that code; ``decoder.x0_1`` is the module of X^{0,1},
+    ``decoder.head_x0_1`` its head.
+
+    Args:
+        graph: the topology.
+        modules: a module for each node and head, by those names.
+        strides: the stride of each node that carries a head.
+    """
+
+    def __init__(self, graph: Graph, modules: Mapping[str, nn.Module],
+                 strides: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self.graph = graph
+        self.strides = dict(strides)
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self._programs: dict[tuple[int, ...], fx.GraphModule] = {}
+        self.program(graph.depths)  # before torch.compile could see it being made
+
+    @property
+    def code(self) -> str:
+        """The forward pass that was compiled from the graph, one line a node, as in Eq. 1."""
+        return self.program(self.graph.depths).code
+
+    def program(self, depths: tuple[int, ...]) -> fx.GraphModule:
+        """The compiled forward of some heads: what the others need is not computed."""
+        if depths not in self._programs:
+            heads = [self.graph.head(depth) for depth in depths]
+            self._programs[depths] = compile_graph(self.graph, heads, root=self)
+        return self._programs[depths]
+
+    def forward(self, features: Sequence[Tensor], depths: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Logits of the heads at ``depths``, each ``(N, classes, *spatial)`` at its own stride.
+
+        ``features`` are the encoder's, finest first, the graph's ``encoder_row`` being the first.
+        """
+        return self.program(depths)(*features[:self.graph.levels])
+
+    def prune(self, depth: int) -> Decoder:
+        """A new decoder with copies of the modules that the head of this depth needs."""
+        graph = self.graph.prune(depth)
+        names = [*graph.nodes, *(head_name(head) for head in graph.heads)]
+        modules = {name: copy.deepcopy(self.get_submodule(name)) for name in names}
+        return Decoder(graph, modules, {head: self.strides[head] for head in graph.heads})
+
+    def __getstate__(self) -> dict[str, object]:
+        # Programs only refer to this decoder's modules; a copy compiles its own.
+        return self.__dict__ | {"_programs": {}}
+
+
+def head_name(node: str) -> str:
+    """The name of the head on a node: ``"x0_1"`` -> ``"head_x0_1"``."""
+    return f"head_{node}"
+
+
+def compile_graph(graph: Graph, heads: Sequence[str], root: nn.Module) -> fx.GraphModule:
+    """The forward pass of these heads as generated code over the modules of ``root``.
+
+    Its arguments are all the encoder's features, so that every program is called alike.
+    """
+    needed = graph.ancestors(heads)
+    program = fx.Graph()
+    rows = range(graph.encoder_row, graph.depth + 1)
+    values = {f"x{row}_0": program.placeholder(f"x{row}_0") for row in rows}
+    for node in graph.nodes.values():
+        if node.name in needed:
+            inputs = tuple(values[name] for name in node.inputs)
+            values[node.name] = _call(program, node.name, inputs)
+    program.output(tuple(_call(program, head_name(head), (values[head],)) for head in heads))
+    program.lint()
+    return fx.GraphModule(root, program, class_name="Decoder")
+
+
+def _call(program: fx.Graph, target: str, args: tuple[fx.Node, ...]) -> fx.Node:
+    return program.create_node("call_module", target, args, name=target)
+
+
+def build_decoder(graph: Graph, encoder_levels: Sequence[Level], classes: int,
+                  channels: Sequence[int], style: Style, block: str = "double_conv") -> Decoder:
+    """Infers every node's shape from its inputs', then builds the modules.
+
+    Args:
+        encoder_levels: channels and strides of the encoder's features, finest first.
+        classes: channels of the logits.
+        channels: default width of the nodes of each row, finest first.
+
+    Raises:
+        GraphError: a level or width that is missing, or an unknown block.
+    """
+    shapes = infer_levels(graph, encoder_levels, channels)
+    modules: dict[str, nn.Module] = {}
+    for node in graph.nodes.values():
+        inputs = {name: shapes[name] for name in node.inputs}
+        kind = _check(graph, node.name, choose, "block", node.block or block, BLOCKS)
+        modules[node.name] = Node(inputs, shapes[node.name], node.fuse, kind, style)
+    for head in graph.heads:
+        modules[head_name(head)] = make_head(shapes[head].channels, classes, style.dims)
+    return Decoder(graph, modules, {head: shapes[head].stride for head in graph.heads})
+
+
+def infer_levels(graph: Graph, encoder_levels: Sequence[Level],
+                 channels: Sequence[int]) -> dict[str, Level]:
+    """Channels and stride of every node, encoder nodes included."""
+    if graph.levels > len(encoder_levels):
+        last = graph.encoder_row + len(encoder_levels) - 1
+        raise GraphError(
+            f"topology {graph.name!r} reads {graph.encoder_nodes[-1]!r}, but the encoder has "
+            f"{len(encoder_levels)} levels, x{graph.encoder_row}_0 ... x{last}_0, with strides "
+            f"{[level.stride[0] for level in encoder_levels]}")
+    shapes = {}
+    for name in (*graph.encoder_nodes, *graph.nodes):
+        row = position(name)[0]
+        if is_encoder(name):
+            shapes[name] = encoder_levels[row - graph.encoder_row]
+        else:
+            shapes[name] = Level(_width(graph, name, channels),
+                                 _row_stride(graph, row, encoder_levels))
+    return shapes
+
+
+def _width(graph: Graph, name: str, channels: Sequence[int]) -> int:
+    row = position(name)[0]
+    width = graph.nodes[name].channels or (channels[row] if row < len(channels) else None)
+    if width is None:
+        raise GraphError(f"topology {graph.name!r}, node {name!r}: decoder_channels has "
+                         f"{len(channels)} values, {tuple(channels)}, so none for row {row}")
+    return width
+
+
+def _row_stride(graph: Graph, row: int, encoder_levels: Sequence[Level]) -> tuple[int, ...]:
+    """The encoder's stride on its own rows; beyond them each row is half or double the next."""
+    level = row - graph.encoder_row
+    if level < 0:
+        finest = encoder_levels[0].stride
+        if any(stride % 2 ** -level for stride in finest):
+            raise GraphError(f"topology {graph.name!r}: row {row} lies {-level} above the "
+                             f"encoder's finest stride {finest[0]}, finer than the input itself")
+        return tuple(stride // 2 ** -level for stride in finest)
+    beyond = max(0, level - len(encoder_levels) + 1)
+    return tuple(stride * 2 ** beyond for stride in encoder_levels[level - beyond].stride)
+
+
+def _check(graph: Graph, node: str, check: Callable[..., str], *args: object) -> str:
+    try:
+        return check(*args)
+    except ValueError as error:
+        raise GraphError(f"topology {graph.name!r}, node {node!r}: {error}") from None

@@ -1,0 +1,166 @@
+"""The building blocks, in 2-D and 3-D: H, the resampling on an edge, a node, a head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
+LINEAR = {2: "bilinear", 3: "trilinear"}
+BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+UPSAMPLINGS = ("nearest", "bilinear", "transpose")
+NORMS: dict[str, Callable[[int, int], nn.Module]] = {
+    "batch": lambda channels, dims: BATCH_NORM[dims](channels),
+    "instance": lambda channels, dims: INSTANCE_NORM[dims](channels, affine=True),
+    "group": lambda channels, dims: nn.GroupNorm(math.gcd(8, channels), channels),
+}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "leaky_relu": lambda: nn.LeakyReLU(inplace=True),
+    "elu": lambda: nn.ELU(inplace=True),
+    "silu": lambda: nn.SiLU(inplace=True),
+    "mish": lambda: nn.Mish(inplace=True),
+    "gelu": nn.GELU,
+    "prelu": nn.PReLU,
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """What all blocks of a model have in common. The fields are those of `nestedseg.create`."""
+
+    dims: int = 2
+    norm: str | None = "batch"
+    activation: str = "relu"
+    dropout: float = 0.0
+    upsample: str = "nearest"
+
+    def make_norm(self, channels: int) -> nn.Module:
+        return NORMS[self.norm](channels, self.dims) if self.norm else nn.Identity()
+
+
+@dataclass(frozen=True)
+class Level:
+    """The shape contract of one feature map: channels, and stride to the input along each axis."""
+
+    channels: int
+    stride: tuple[int, ...]
+
+
+class DoubleConv(nn.Module):
+    """H: twice (3x3 convolution, norm, activation, dropout). The paper's plain form: norm=None.
+
+    ``(N, in_channels, *spatial)`` -> ``(N, out_channels, *spatial)``.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
+        super().__init__()
+        conv, bias = CONV[style.dims], style.norm is None
+        self.conv1 = conv(in_channels, out_channels, 3, padding=1, bias=bias)
+        self.norm1 = style.make_norm(out_channels)
+        self.act1 = ACTIVATIONS[style.activation]()
+        self.conv2 = conv(out_channels, out_channels, 3, padding=1, bias=bias)
+        self.norm2 = style.make_norm(out_channels)
+        self.act2 = ACTIVATIONS[style.activation]()
+        self.dropout = nn.Dropout(style.dropout)
+        self.apply(init_he)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(self.act1(self.norm1(self.conv1(x))))
+        return self.dropout(self.act2(self.norm2(self.conv2(x))))
+
+
+BLOCKS: dict[str, Callable[[int, int, Style], nn.Module]] = {"double_conv": DoubleConv}
+
+
+class Edge(nn.Module):
+    """Brings one input of a node to the node's resolution, and to its width where asked.
+
+    Deeper inputs are up-sampled, shallower ones max-pooled, the others pass. Parameters exist only
+    where needed: ``up`` for transposed convolutions, ``project`` (1x1) for other widths in a sum.
+    """
+
+    def __init__(self, source: Level, target: Level, style: Style, project: bool) -> None:
+        super().__init__()
+        self.up_by = tuple(s // t for s, t in zip(source.stride, target.stride))
+        self.down_by = tuple(t // s for s, t in zip(source.stride, target.stride))
+        self.rises = any(factor > 1 for factor in self.up_by)
+        self.falls = any(factor > 1 for factor in self.down_by)
+        self.mode = LINEAR[style.dims] if style.upsample == "bilinear" else style.upsample
+        self.pool = MAX_POOL[style.dims]
+        self.out_channels = source.channels
+        if self.rises and style.upsample == "transpose":
+            self.up = CONV_TRANSPOSE[style.dims](source.channels, target.channels, self.up_by,
+                                                 stride=self.up_by)
+            self.out_channels = target.channels
+        elif project and source.channels != target.channels:
+            self.project = CONV[style.dims](source.channels, target.channels, 1)
+            self.out_channels = target.channels
+        self.apply(init_he)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "project"):  # before up-sampling, with which it commutes: fewer pixels
+            x = self.project(x)
+        if hasattr(self, "up"):
+            return self.up(x)
+        if self.rises:
+            return F.interpolate(x, scale_factor=tuple(map(float, self.up_by)), mode=self.mode)
+        return self.pool(x, self.down_by) if self.falls else x
+
+    def extra_repr(self) -> str:
+        if self.rises:
+            return f"up {'x'.join(map(str, self.up_by))}, {self.mode}"
+        return f"down {'x'.join(map(str, self.down_by))}, max" if self.falls else "skip"
+
+
+class Node(nn.Module):
+    """X^{i,j}: the inputs brought to one resolution, fused, then the block H."""
+
+    def __init__(self, inputs: Mapping[str, Level], target: Level, fuse: str, block: str,
+                 style: Style) -> None:
+        super().__init__()
+        self.fuse = fuse
+        self.edges = nn.ModuleDict({name: Edge(level, target, style, project=fuse == "sum")
+                                    for name, level in inputs.items()})
+        widths = [edge.out_channels for edge in self.edges.values()]
+        channels = target.channels if fuse == "sum" else sum(widths)
+        self.block = BLOCKS[block](channels, target.channels, style)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        maps = [edge(x) for edge, x in zip(self.edges.values(), inputs)]
+        fused = reduce(torch.add, maps) if self.fuse == "sum" else torch.cat(maps, dim=1)
+        return self.block(fused)
+
+
+def make_head(channels: int, classes: int, dims: int) -> nn.Module:
+    """A 1x1 convolution to ``classes`` logits."""
+    head = CONV[dims](channels, classes, 1)
+    nn.init.xavier_uniform_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def init_he(module: nn.Module) -> None:
+    """He et al. 2015 (arXiv 1502.01852), as the authors' code does: plain networks need it."""
+    if isinstance(module, (*CONV.values(), *CONV_TRANSPOSE.values())):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def resize_logits(logits: Tensor, factor: Sequence[int]) -> Tensor:
+    """Logits at a level's stride, brought to the input's size (linear)."""
+    if all(f == 1 for f in factor):
+        return logits
+    return F.interpolate(logits, scale_factor=tuple(map(float, factor)),
+                         mode=LINEAR[len(factor)])
