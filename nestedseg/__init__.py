@@ -1,0 +1,29 @@
+"""Nested U-Nets for image segmentation: skip topologies as data, over any timm encoder."""
+
+from importlib import import_module as _import_module
+
+from nestedseg.encoders import list_encoders
+from nestedseg.graph import Graph, GraphError
+from nestedseg.hub import from_pretrained
+from nestedseg.model import SegmentationModel, choose_depth, create
+from nestedseg.preprocess import preprocess
+from nestedseg.topologies import list_topologies, register_topology, topology
+from nestedseg.version import __version__
+
+__all__ = [
+    "Graph", "GraphError", "SegmentationModel", "choose_depth", "create", "from_pretrained",
+    "list_encoders", "list_topologies", "preprocess", "register_topology", "topology",
+]
+
+_LAZY = ("data", "inference", "losses", "metrics", "training")
+
+
+def __getattr__(name):
+    # Loaded on first use: importing nestedseg costs no more than importing torch and timm.
+    if name in _LAZY:
+        return _import_module(f"nestedseg.{name}")
+    raise AttributeError(f"module 'nestedseg' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,332 @@
+"""`create` and the model: encoder, compiled decoder, and what is done with their logits."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nestedseg import storage
+from nestedseg.compiler import Decoder, build_decoder, infer_levels
+from nestedseg.config import Config, check_output, whole
+from nestedseg.encoders import build_encoder, describe_encoder
+from nestedseg.graph import MAX_CHANNELS, Graph, position
+from nestedseg.layers import resize_logits
+from nestedseg.summary import Summary, summarise
+from nestedseg.topologies import resolve
+
+
+class SegmentationModel(nn.Module):
+    """A skip topology over an encoder. Made by `nestedseg.create`.
+
+    ``model(x)`` takes ``(N, in_channels, H, W)`` or ``(N, in_channels, D, H, W)`` of any size and
+    gives logits ``(N, classes, ...)`` of the same size. In training mode a model with several
+    heads gives a tuple of logits, shallow -> deep; in eval mode ``model.output`` says which one
+    tensor is returned.
+
+    Attributes:
+        encoder: the encoder module.
+        decoder: the decoder; ``print(model.decoder.code)`` shows its forward pass.
+    """
+
+    def __init__(self, config: Config, encoder: nn.Module, decoder: Decoder) -> None:
+        super().__init__()
+        self._config = config
+        self.encoder = encoder
+        self.decoder = decoder
+        self.output = config.output
+
+    # -- what it is ---------------------------------------------------------------------------
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All that is needed to rebuild the model, as JSON-able values."""
+        return replace(self._config, output=self.output).to_dict()
+
+    @property
+    def graph(self) -> Graph:
+        """The skip topology."""
+        return self._config.graph
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths that have a head, shallow -> deep."""
+        return self.graph.depths
+
+    @property
+    def task(self) -> str:
+        """ "binary", "multiclass" or "multilabel"."""
+        return self._config.task
+
+    @property
+    def classes(self) -> int:
+        """Channels of the logits."""
+        return self._config.classes
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What `nestedseg.preprocess` does to an image for this model."""
+        return self._config.preprocessing
+
+    def set_preprocessing(self, **values: Any) -> None:
+        """Records other preprocessing, say the training set's ``mean`` and ``std``.
+
+        Raises:
+            ValueError: an unknown key or an impossible value.
+        """
+        self._config = replace(self._config, preprocessing=self.preprocessing | values)
+
+    @property
+    def output(self) -> str | int:
+        """What eval mode returns: "deepest", "ensemble" or a depth."""
+        return self._output
+
+    @output.setter
+    def output(self, output: str | int) -> None:
+        check_output(output, self.graph)
+        self._output = output
+        self.decoder.program(self._output_depths())  # compiled now, not in somebody's first trace
+
+    def _output_depths(self) -> tuple[int, ...]:
+        if self.output == "ensemble":
+            return self.depths
+        return self.depths[-1:] if self.output == "deepest" else (self.output,)
+
+    # -- forward ------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if self.training:
+            logits = self._logits(x, self.depths)
+            return logits if len(logits) > 1 else logits[0]
+        logits = self._logits(x, self._output_depths())
+        return logits[0] if len(logits) == 1 else ensemble(logits, self.task)
+
+    def forward_heads(self, x: Tensor) -> dict[int, Tensor]:
+        """The logits of every head, by depth, each ``(N, classes, H, W)``."""
+        return dict(zip(self.depths, self._logits(x, self.depths)))
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """Probabilities ``(N, classes, H, W)`` of ``model.output``, computed in eval mode."""
+        training = self.training
+        self.eval()
+        try:
+            return probabilities(self(x), self.task)
+        finally:
+            self.train(training)
+
+    def _logits(self, x: Tensor, depths: tuple[int, ...]) -> tuple[Tensor, ...]:
+        self._check_input(x)
+        size = x.shape[2:]
+        logits = self.decoder(self.encoder(self._pad(x)), depths)
+        strides = (self.decoder.strides[self.graph.head(depth)] for depth in depths)
+        return tuple(crop(resize_logits(y, stride), size) for y, stride in zip(logits, strides))
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Pads at the far end of each axis, repeating the border, to what the encoder divides."""
+        multiple = self._config.pad_multiple
+        sizes = [math.ceil(n / m) * m for n, m in zip(x.shape[2:], multiple)]
+        if self._config.norm == "instance" and sizes == list(multiple):
+            sizes[-1] *= 2  # one pixel at the deepest level has no variance
+        missing = [target - n for target, n in zip(sizes, x.shape[2:])]
+        if not any(missing):
+            return x
+        return F.pad(x, [side for n in reversed(missing) for side in (0, n)], mode="replicate")
+
+    def _check_input(self, x: Tensor) -> None:
+        config = self._config
+        axes = ("N", str(config.in_channels), "D", "H", "W")[:2] + ("D", "H", "W")[-config.dims:]
+        expected = f"({', '.join(axes)})"
+        if not isinstance(x, Tensor):
+            raise TypeError(f"expected a float tensor {expected}, got {type(x).__name__}")
+        given = tuple(x.shape)
+        if x.dim() != config.dims + 2 or x.shape[1] != config.in_channels:
+            raise ValueError(f"expected an input of shape {expected}, got {given}")
+        if not x.is_floating_point():
+            raise TypeError(f"expected a float tensor {expected}, got {x.dtype}; "
+                            "nestedseg.preprocess makes one from an image")
+        if any(n < 1 for n in given):
+            raise ValueError(f"expected an input of shape {expected}, each axis >= 1, got {given}")
+        if self.training and self._single_value(x) and self._has_batch_norm():
+            raise ValueError(
+                f"training with batch normalisation on an input of shape {given}: the deepest "
+                "feature has one value per channel, which has no variance. Use a batch of two or "
+                f"more, an image larger than {config.pad_multiple}, or norm='group'")
+
+    def _single_value(self, x: Tensor) -> bool:
+        return x.shape[0] == 1 and all(n <= m for n, m in zip(x.shape[2:],
+                                                              self._config.pad_multiple))
+
+    def _has_batch_norm(self) -> bool:
+        return any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+                   for module in self.modules())
+
+    # -- other models from this one -----------------------------------------------------------
+
+    def prune(self, depth: int) -> SegmentationModel:
+        """The model that ends in the head of this depth (the paper's L^depth), with own weights.
+
+        Every decoder node, head and encoder stage that the head does not need is gone. In eval
+        mode its output equals ``forward_heads(x)[depth]`` of this model.
+
+        Raises:
+            GraphError: there is no head at this depth; train with ``deep_supervision=True``.
+        """
+        config = self._config.prune(depth)
+        encoder = copy.deepcopy(self.encoder).keep(config.graph.levels)
+        model = SegmentationModel(config, encoder, self.decoder.prune(depth))
+        return model.train(self.training)
+
+    def summary(self, size: int | Sequence[int] | None = None) -> Summary:
+        """Parameters, MACs and output stride of the model pruned to each depth.
+
+        Args:
+            size: ``(H, W)`` or ``(D, H, W)`` in pixels, or one number for all axes; default: the
+                preprocessing's size, else 256 (2-D) or 64 (3-D).
+        """
+        return summarise(self, size)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes ``config.json`` and ``model.safetensors``, which `from_pretrained` reads.
+
+        Both are written under temporary names and renamed.
+        """
+        storage.save(Path(directory), self.config, self.state_dict())
+
+
+def create(
+    topology: str | Path | Mapping[str, Any] | Graph,
+    encoder: str = "plain",
+    *,
+    classes: int = 1,
+    in_channels: int = 3,
+    task: str | None = None,
+    encoder_weights: str | Path | bool | None = None,
+    depth: int | None = None,
+    encoder_channels: Sequence[int] = (32, 64, 128, 256, 512),
+    decoder_channels: Sequence[int] | None = None,
+    deep_supervision: bool | None = None,
+    upsample: str = "nearest",
+    norm: str | None = "batch",
+    activation: str = "relu",
+    dropout: float = 0.0,
+    dims: int = 2,
+    output: str | int = "deepest",
+) -> SegmentationModel:
+    """A segmentation model: a skip topology compiled over an encoder.
+
+    Source: Zhou et al., UNet++, IEEE TMI 2020, doi:10.1109/TMI.2019.2959609.
+
+    Args:
+        topology: "unet", "unet_e", "unet_plus", "unetpp" (or "unet^e", "unet+", "dla", "unet++"),
+            a `Graph`, its dict, or the path of a .json file that holds it.
+        encoder: "plain" (the paper's) or any timm model name, tags allowed
+            ("resnet152.a1_in1k"); see `nestedseg.list_encoders`.
+        classes: channels of the logits.
+        in_channels: channels of the images.
+        task: "binary" (one class, sigmoid), "multiclass" (softmax; class 0 is usually the
+            background) or "multilabel" (sigmoids). Default: binary if ``classes == 1``, else
+            multiclass.
+        encoder_weights: ``None`` = random; "imagenet" = timm's weights of the name's tag, else of
+            its default tag; or the path of a .safetensors file with the timm model's state dict.
+        depth: L. Default: every level the encoder offers (plain: 4). With a graph: the head to
+            prune it to.
+        encoder_channels: widths of the plain encoder, finest first.
+        decoder_channels: widths of the decoder's rows, finest first. Default: 32, 64, 128, ...;
+            over the plain encoder, the encoder's own.
+        deep_supervision: ``True``: every head the topology offers; ``False``: the deepest alone.
+            Default: the topology's own (U-Net^e needs it, the other names do without; a graph
+            keeps the heads it lists).
+        upsample: "nearest", "bilinear", or "transpose" (a 2x2 transposed convolution, the paper's).
+        norm: "batch", "instance", "group" (8 groups) or ``None``.
+        activation: "relu", "leaky_relu", "elu", "silu", "mish", "gelu" or "prelu".
+        dropout: probability after each activation of the decoder and the plain encoder.
+        dims: 2 for images, 3 for volumes (plain encoder).
+        output: what eval mode returns: "deepest", "ensemble" (logits whose probabilities are the
+            mean of all heads') or a depth.
+
+    Raises:
+        ValueError: an unknown name, or numbers that do not fit together.
+        GraphError: a malformed topology.
+        OSError: encoder weights that cannot be fetched or read.
+    """
+    whole("in_channels", in_channels, 1, MAX_CHANNELS)
+    widths = tuple(encoder_channels) if encoder == "plain" else None
+    body = describe_encoder(encoder, in_channels, widths, dims)
+    graph = resolve(topology, depth, len(body.levels) - 1, deep_supervision)
+    if decoder_channels is None:
+        decoder_channels = default_widths(graph, widths)
+    infer_levels(graph, body.levels, decoder_channels)
+    config = Config(
+        graph=graph, encoder=encoder, decoder_channels=decoder_channels, classes=classes,
+        in_channels=in_channels, encoder_channels=widths, upsample=upsample, norm=norm,
+        activation=activation, dropout=dropout, dims=dims, output=output,
+        task=task or ("binary" if classes == 1 else "multiclass"),
+        pad_multiple=body.levels[graph.levels - 1].stride, preprocessing=body.preprocessing)
+    return build(config, encoder_weights)
+
+
+def build(config: Config, encoder_weights: str | Path | bool | None = None) -> SegmentationModel:
+    """The model of a configuration, with random weights but for the encoder's."""
+    encoder = build_encoder(config.encoder, config.in_channels, config.encoder_channels,
+                            config.style, encoder_weights)
+    decoder = build_decoder(config.graph, encoder.levels, config.classes, config.decoder_channels,
+                            config.style)
+    # weights first, then the cut: a depth never changes which weights match
+    return SegmentationModel(config, encoder.keep(config.graph.levels), decoder)
+
+
+def default_widths(graph: Graph, encoder_channels: Sequence[int] | None) -> tuple[int, ...]:
+    """The decoder's widths, finest first: the plain encoder's, else 32, 64, 128, ..."""
+    rows = 1 + max(position(name)[0] for name in graph.nodes)
+    default = [32 * 2 ** row for row in range(rows)]
+    return tuple([*(encoder_channels or ()), *default[len(encoder_channels or ()):]][:rows])
+
+
+def ensemble(logits: Sequence[Tensor], task: str) -> Tensor:
+    """Logits whose probabilities are the mean of the heads' probabilities, without rounding to 0.
+
+    log of a mean = logsumexp of the logs - log n. For a softmax that is a logit already; for a
+    sigmoid, the logit is the log-odds: log p - log(1 - p), in which log n cancels.
+    """
+    stacked = torch.stack(tuple(logits))
+    if task == "multiclass":
+        return F.log_softmax(stacked, dim=2).logsumexp(dim=0) - math.log(len(logits))
+    return F.logsigmoid(stacked).logsumexp(dim=0) - F.logsigmoid(-stacked).logsumexp(dim=0)
+
+
+def probabilities(logits: Tensor, task: str) -> Tensor:
+    """Softmax over the classes for "multiclass", else a sigmoid for each."""
+    return logits.softmax(dim=1) if task == "multiclass" else logits.sigmoid()
+
+
+def crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The first ``size`` pixels along each spatial axis."""
+    return x[(..., *(slice(n) for n in size))]
+
+
+def choose_depth(scores: Mapping[int, float], tolerance: float = 0.0) -> int:
+    """The shallowest depth whose score lies within ``tolerance`` of the best.
+
+    The paper chooses the level of pruning so, on the validation set (section IV-C).
+
+    Args:
+        scores: a score for each depth, higher is better, say ``{1: 0.81, 2: 0.88, 3: 0.89}``.
+        tolerance: in the unit of the scores, >= 0.
+
+    Raises:
+        ValueError: no scores, a score that is no number, or a negative tolerance.
+    """
+    if not scores or not all(math.isfinite(score) for score in scores.values()):
+        raise ValueError(f"expected a finite score for each depth, got {dict(scores)}")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must be >= 0, got {tolerance}")
+    best = max(scores.values())
+    return min(depth for depth, score in scores.items() if score >= best - tolerance)

@@ -1,0 +1,65 @@
+"""What each depth costs: parameters, multiply-accumulates, output stride."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Row:
+    """One depth: numbers of the model pruned to it."""
+
+    depth: int
+    parameters: int
+    macs: int
+    output_stride: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Rows shallow -> deep; prints as a table. Iterates over its rows."""
+
+    size: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.size))
+        lines = [f"depth | parameters | MACs at {size} | output stride", "---: | ---: | ---: | ---:"]
+        lines += [f"{row.depth} | {row.parameters:,} | {row.macs / 1e9:.3f} G | "
+                  f"{'x'.join(map(str, row.output_stride))}" for row in self.rows]
+        return "\n".join(lines)
+
+
+def summarise(model: nn.Module, size: int | Sequence[int] | None) -> Summary:
+    """See `SegmentationModel.summary`."""
+    config = model.config
+    dims = config["dims"]
+    size = size or model.preprocessing.get("size") or (256 if dims == 2 else 64)
+    size = (size,) * dims if isinstance(size, int) else tuple(size)
+    if len(size) != dims:
+        raise ValueError(f"size needs {dims} numbers for a {dims}-D model, got {size}")
+    rows = []
+    for depth in model.depths:
+        small = model.prune(depth).eval()
+        stride = small.decoder.strides[small.graph.heads[0]]
+        parameters = sum(p.numel() for p in small.parameters())
+        rows.append(Row(depth, parameters, count_macs(small, config["in_channels"], size), stride))
+    return Summary(size, tuple(rows))
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, in_channels: int, size: Sequence[int]) -> int:
+    """Multiply-accumulates of one forward pass on one image; nothing is computed."""
+    model = copy.deepcopy(model).to("meta")
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, in_channels, *size, device="meta"))
+    return counter.get_total_flops() // 2
