@@ -1,0 +1,321 @@
+"""The command line: ``nestedseg train | predict | prune | summary | draw | list | demo``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import nestedseg
+from nestedseg.data import LabelledImages, find_pairs, list_images, read_image, split_pairs
+from nestedseg.encoders import describe_encoder
+from nestedseg.extras import require
+from nestedseg.inference import OVERLAP, WINDOW, predict_image, to_mask
+from nestedseg.layers import NORMS, UPSAMPLINGS
+from nestedseg.model import SegmentationModel
+from nestedseg.pictures import paint_classes, to_rgb
+from nestedseg.report import depth_table, write_report
+from nestedseg.topologies import read
+from nestedseg.training import MODEL, PRECISIONS, Settings, fit
+
+EXAMPLES = """\
+examples:
+  nestedseg demo --out demo
+  nestedseg train --images train/images --labels train/labels --binary --out run
+  accelerate launch -m nestedseg train --images ... --labels ... --out run
+  nestedseg predict run/model images --out masks --depth 2
+  nestedseg prune run/model --depth 2 --out small
+  nestedseg summary unetpp --encoder resnet18
+  nestedseg draw unetpp --depth 4 --out unetpp.svg
+  nestedseg list encoders "convnext*"
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns 0; 2 where the user's input is at fault; 130 after Ctrl-C."""
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, FloatingPointError, OSError, ImportError) as error:
+        print(f"nestedseg: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        hint = "; the same command with --resume continues after the last whole epoch" \
+            if args.run is train else ""
+        print(f"\nnestedseg: stopped{hint}", file=sys.stderr)
+        return 130
+    return 0
+
+
+# -- commands -------------------------------------------------------------------------------------
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train on pairs of images and labels; write the best model and a report."""
+    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    options = _model_options(args, args.topology)  # a wrong name shows before images are read
+    pairs = find_pairs(args.images, args.labels)
+    if (args.val_images is None) != (args.val_labels is None):
+        raise ValueError("give --val-images and --val-labels together, or neither")
+    if args.val_images:
+        held_out = find_pairs(args.val_images, args.val_labels)
+    else:
+        pairs, held_out = split_pairs(pairs, args.val_fraction, args.seed)
+    training = LabelledImages(pairs, args.classes, args.binary)
+    validation = LabelledImages(held_out, args.classes, args.binary)
+    torch.manual_seed(args.seed)
+    model = _create_for(args, training, options)
+    history = fit(model, training, validation, args.out, settings, args.resume)
+    if require("accelerate").PartialState().is_main_process:
+        best = nestedseg.from_pretrained(args.out / MODEL).to(_device())
+        print(depth_table(write_report(args.out, best, validation, history, asdict(settings))))
+        print(f"the best model and its report are in {args.out}")
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Write a mask and an overlay for each image."""
+    paths = list_images(args.images) if args.images.is_dir() else [args.images]
+    model = nestedseg.from_pretrained(args.model, args.depth).to(_device())
+    masks, overlays = args.out / "masks", args.out / "overlays"
+    for folder in (masks, overlays):
+        folder.mkdir(parents=True, exist_ok=True)
+    for path in require("tqdm").tqdm(paths, unit="image", disable=None):
+        image = read_image(path)
+        mask = _mask(args, model, path, image)
+        _write_png(masks / f"{path.stem}.png", 255 * mask if model.task == "binary" else mask)
+        _write_png(overlays / f"{path.stem}.png", paint_classes(to_rgb(image), mask))
+    print(f"{len(paths)} masks are in {masks}, overlays in {overlays}")
+
+
+def prune(args: argparse.Namespace) -> None:
+    """Keep what one depth needs, and save it."""
+    model = nestedseg.from_pretrained(args.model, args.depth)
+    model.save_pretrained(args.out)
+    print(f"depth {args.depth}, {sum(p.numel() for p in model.parameters()):,} parameters, "
+          f"is in {args.out}")
+
+
+def summary(args: argparse.Namespace) -> None:
+    """Print what each depth costs."""
+    if Path(args.model).is_dir():
+        model = nestedseg.from_pretrained(args.model)
+    else:
+        model = nestedseg.create(args.model, classes=args.classes, in_channels=args.in_channels,
+                                 **_model_options(args, args.model))
+    print(model.summary(args.size[0] if args.size and len(args.size) == 1 else args.size))
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Draw a topology as SVG or, where the file ends in .mmd, as a Mermaid flowchart."""
+    if args.out.suffix not in (".svg", ".mmd"):
+        raise ValueError(f"--out must end in .svg or .mmd, got {str(args.out)!r}")
+    graph = read(args.topology) if args.topology.endswith(".json") \
+        else nestedseg.topology(args.topology, args.depth)
+    text = graph.to_svg(args.keep) if args.out.suffix == ".svg" else graph.to_mermaid()
+    args.out.write_text(text, encoding="utf-8")
+    print(f"{graph!r} is drawn in {args.out}")
+
+
+def list_names(args: argparse.Namespace) -> None:
+    """Print the names that create() knows, one a line."""
+    names = nestedseg.list_topologies() if args.what == "topologies" \
+        else nestedseg.list_encoders("*", args.pretrained)
+    print("\n".join(name for name in names if fnmatch(name, args.pattern)))
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Train, compare depths, prune, save and reload, on pictures that the package makes."""
+    from nestedseg.demo import run_demo
+    run_demo(args.out, args.images, args.labels)
+
+
+# -- from arguments to models ---------------------------------------------------------------------
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _mask(args: argparse.Namespace, model: SegmentationModel, path: Path,
+          image: np.ndarray) -> np.ndarray:
+    try:
+        return to_mask(predict_image(model, image, args.window, args.overlap), model.task)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    require("PIL.Image").fromarray(pixels).save(path)
+
+
+def _create_for(args: argparse.Namespace, images: LabelledImages,
+                options: dict[str, Any]) -> SegmentationModel:
+    """The model to train. Pretrained encoders keep the colours and statistics they know."""
+    pretrained = args.encoder_weights is not None
+    model = nestedseg.create(args.topology, classes=args.classes,
+                             in_channels=3 if pretrained else images.in_channels,
+                             encoder_weights=args.encoder_weights, **options)
+    if not pretrained:
+        model.set_preprocessing(input_range=[0.0, 1.0], mean=images.mean, std=images.std)
+    return model
+
+
+def _model_options(args: argparse.Namespace, topology: str) -> dict[str, Any]:
+    return {"encoder": args.encoder, "depth": args.depth, "encoder_channels": args.widths,
+            "decoder_channels": args.decoder_channels, "upsample": args.upsample,
+            "norm": None if args.norm == "none" else args.norm,
+            "deep_supervision": _supervision(topology, args)}
+
+
+def _supervision(topology: str, args: argparse.Namespace) -> bool | None:
+    """On where a named topology offers several heads; a graph of the user's keeps its own."""
+    if args.deep_supervision is not None or topology.endswith(".json"):
+        return args.deep_supervision
+    levels = describe_encoder(args.encoder, 3, args.widths, dims=2).levels
+    return len(nestedseg.topology(topology, args.depth or len(levels) - 1).heads) > 1 or None
+
+
+# -- parser ---------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; each command's function is in ``run``."""
+    parser = argparse.ArgumentParser(
+        prog="nestedseg", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Nested U-Nets for image segmentation: train, prune and use them.")
+    parser.add_argument("--version", action="version", version=nestedseg.__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        text = run.__doc__ or ""
+        added = commands.add_parser(name, help=text[0].lower() + text[1:].rstrip("."),
+                                    description=text)
+        added.set_defaults(run=run)
+        return added
+
+    _add_train(command("train", train))
+    _add_predict(command("predict", predict))
+    _add_prune(command("prune", prune))
+    _add_summary(command("summary", summary))
+    _add_draw(command("draw", draw))
+    _add_list(command("list", list_names))
+    _add_demo(command("demo", demo))
+    return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("data (PNG, JPEG or TIFF, paired by file name)")
+    data.add_argument("--images", type=Path, required=True, metavar="DIR")
+    data.add_argument("--labels", type=Path, required=True, metavar="DIR")
+    data.add_argument("--val-images", type=Path, metavar="DIR",
+                      help="validation images; without, a part of --images is held out")
+    data.add_argument("--val-labels", type=Path, metavar="DIR")
+    data.add_argument("--val-fraction", type=float, default=0.2, metavar="F",
+                      help="part that is held out (default: %(default)s)")
+    data.add_argument("--classes", type=int, default=1, metavar="C",
+                      help="1: labels are 0 and 1; more: class indices 0 ... C-1 (default: 1)")
+    data.add_argument("--binary", action="store_true",
+                      help="every label above 0 is the foreground (instance numbers, 0/255)")
+    model = _add_model_options(parser)
+    model.add_argument("--topology", default="unetpp", metavar="NAME|JSON",
+                       help="see `nestedseg list topologies` (default: %(default)s)")
+    model.add_argument("--encoder-weights", metavar="imagenet|FILE",
+                       help="pretrained weights of a timm encoder (default: random)")
+    training = parser.add_argument_group("training")
+    default = Settings()
+    for name, text in (("epochs", "at most"), ("batch", "patches on each process"),
+                       ("patch", "height and width in pixels"),
+                       ("patience", "epochs without a better validation IoU before it stops"),
+                       ("seed", "of everything random"),
+                       ("workers", "processes that prepare patches")):
+        training.add_argument(f"--{name}", type=int, default=getattr(default, name), metavar="N",
+                              help=f"{text} (default: %(default)s)")
+    training.add_argument("--lr", type=float, default=default.lr, metavar="RATE",
+                          help="Adam's learning rate (default: %(default)s)")
+    training.add_argument("--steps", type=int, metavar="N",
+                          help="batches in an epoch (default: what tiles the images)")
+    training.add_argument("--seconds", type=float, metavar="S", help="time limit")
+    training.add_argument("--precision", choices=PRECISIONS, default=default.precision,
+                          help="default: %(default)s, half precision where the device has it")
+    training.add_argument("--out", type=Path, required=True, metavar="RUN",
+                          help="folder for the model, checkpoint and report")
+    training.add_argument("--resume", action="store_true", help="continue the run in RUN")
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("model")
+    group.add_argument("--encoder", default="plain", metavar="NAME",
+                       help="plain, or a timm model (default: %(default)s)")
+    group.add_argument("--depth", type=int, metavar="L", help="default: all the encoder offers")
+    group.add_argument("--widths", type=int, nargs="+", metavar="N",
+                       default=[32, 64, 128, 256, 512],
+                       help="channels of the plain encoder, finest first (default: %(default)s)")
+    group.add_argument("--decoder-channels", type=int, nargs="+", metavar="N",
+                       help="channels of the decoder, finest first")
+    group.add_argument("--upsample", default="nearest", choices=UPSAMPLINGS,
+                       help="default: %(default)s")
+    group.add_argument("--norm", default="batch", choices=[*NORMS, "none"],
+                       help="default: %(default)s")
+    group.add_argument("--deep-supervision", action=argparse.BooleanOptionalAction,
+                       help="a head at every depth (default: where the topology offers them)")
+    return group
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder, like run/model")
+    parser.add_argument("images", type=Path, metavar="IMAGE_OR_DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+                        help="gets masks/ (class indices; one class: 0 and 255) and overlays/")
+    parser.add_argument("--depth", type=int, metavar="D", help="prune to this depth first")
+    parser.add_argument("--window", type=int, default=WINDOW, metavar="N",
+                        help="larger images go in windows of so many pixels (default: %(default)s)")
+    parser.add_argument("--overlap", type=float, default=OVERLAP, metavar="F",
+                        help="of neighbouring windows (default: %(default)s)")
+
+
+def _add_prune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder, like run/model")
+    parser.add_argument("--depth", type=int, required=True, metavar="D", help="depth to keep")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+
+def _add_summary(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL|TOPOLOGY",
+                        help="folder of a saved model, or a topology's name or .json")
+    group = _add_model_options(parser)
+    group.add_argument("--classes", type=int, default=1, metavar="C", help="default: 1")
+    group.add_argument("--in-channels", type=int, default=3, metavar="C", help="default: 3")
+    parser.add_argument("--size", type=int, nargs="+", metavar="N",
+                        help="height and width, or one number for both, for the MACs "
+                             "(default: the encoder's, or 256)")
+
+
+def _add_draw(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("topology", metavar="TOPOLOGY", help="a name, or a .json file")
+    parser.add_argument("--depth", type=int, default=4, metavar="L",
+                        help="of a named topology (default: %(default)s)")
+    parser.add_argument("--keep", type=int, metavar="D",
+                        help="draw grey what pruning to this depth removes")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".svg or .mmd")
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("encoders", "topologies"))
+    parser.add_argument("pattern", nargs="?", default="*", help='like "convnext*"')
+    parser.add_argument("--pretrained", action="store_true",
+                        help="only encoders with pretrained weights, with the weights' tags")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR",
+                        help="default: %(default)s")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="real images in their place")
+    parser.add_argument("--labels", type=Path, metavar="DIR",
+                        help="their labels; above 0 is the foreground")

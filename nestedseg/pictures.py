@@ -1,0 +1,59 @@
+"""Masks painted over images, in colours that colour-blind readers tell apart (Okabe and Ito)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nestedseg.preprocess import to_unit
+
+CLASS_COLOURS = ((86, 180, 233), (0, 158, 115), (204, 121, 167), (0, 114, 178), (230, 159, 0))
+MISSED = (240, 228, 66)
+WRONG = (213, 94, 0)
+LUMA = np.array((0.299, 0.587, 0.114))
+
+
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """An image of any depth as RGB uint8, ``(H, W, 3)``, its contrast stretched to be seen."""
+    values = to_unit(image)
+    low, high = np.percentile(values, (0.5, 99.8))
+    values = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
+    values = values if values.ndim == 3 else values[..., None]
+    return np.broadcast_to(np.round(255 * values), (*image.shape[:2], 3)).astype(np.uint8)
+
+
+def paint_classes(rgb: np.ndarray, mask: np.ndarray, opacity: float = 0.45) -> np.ndarray:
+    """Each class in its colour, outlined, over the image in grey, so that colour means class.
+
+    Args:
+        rgb: ``(H, W, 3)`` uint8.
+        mask: class indices, ``(H, W)``; 0, the background, stays grey. Where there are more
+            classes than colours, colours come round again.
+        opacity: of the paint, in [0, 1].
+    """
+    palette = np.array(CLASS_COLOURS, np.uint8)
+    colours = palette[(mask.astype(np.int64) - 1) % len(palette)]
+    grey = np.broadcast_to(rgb @ LUMA, (3, *mask.shape)).transpose(1, 2, 0)
+    painted = _blend(grey, colours, mask > 0, opacity)
+    return _blend(painted, colours, _outline(mask), 1)
+
+
+def paint_errors(rgb: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Right pixels in their class's colour, missed ones in `MISSED`, other errors in `WRONG`."""
+    right = mask == truth
+    painted = paint_classes(rgb, np.where(right, mask, 0), 0.35)
+    missed = ~right & (mask == 0)
+    painted = _blend(painted, MISSED, missed, 0.85)
+    return _blend(painted, WRONG, ~right & ~missed, 0.85)
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a class, not the background, with a neighbour of another."""
+    padded = np.pad(mask, 1, mode="edge")
+    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    return (mask > 0) & np.any([mask != each for each in neighbours], axis=0)
+
+
+def _blend(rgb: np.ndarray, colour: np.ndarray | tuple[int, ...], where: np.ndarray,
+           opacity: float) -> np.ndarray:
+    mixed = (1 - opacity) * rgb + opacity * np.asarray(colour)
+    return np.where(where[..., None], np.round(mixed), rgb).astype(np.uint8)

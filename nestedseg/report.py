@@ -1,0 +1,154 @@
+"""What a training run leaves behind: numbers, curves, the depth table and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from nestedseg.data import LabelledImages
+from nestedseg.evaluation import DepthReport, compare_depths
+from nestedseg.extras import require
+from nestedseg.inference import predict_heads, to_mask
+from nestedseg.metrics import SegmentationScores
+from nestedseg.model import SegmentationModel, probabilities
+from nestedseg.pictures import CLASS_COLOURS, MISSED, WRONG, paint_classes, paint_errors, to_rgb
+from nestedseg.training import Epoch, best_epoch
+
+SHOWN = 3  # images in overlay.png
+PANEL = 2.9  # inches
+INK = "#24292f"
+
+
+def write_report(run: str | Path, model: SegmentationModel, validation: LabelledImages,
+                 history: Sequence[Epoch], settings: dict[str, Any]) -> list[DepthReport]:
+    """Write ``metrics.json``, ``depths.md``, ``curves.png`` and ``overlay.png``.
+
+    Args:
+        run: an existing folder.
+        model: the best one of the run.
+        validation: what scores and pictures are made from.
+        history: as `nestedseg.training.fit` returns it.
+        settings: recorded in ``metrics.json``; JSON-able.
+
+    Returns:
+        One row for each depth, shallow -> deep.
+    """
+    run = Path(run)
+    depths = compare_depths(model, validation)
+    metrics = {"best_epoch": best_epoch(list(history)).epoch, "depths": list(map(asdict, depths)),
+               "history": list(map(asdict, history)), "settings": settings,
+               "model": model.config,
+               "validation": [pair.image.name for pair in validation.pairs]}
+    (run / "metrics.json").write_text(json.dumps(_finite(metrics), indent=2) + "\n")
+    (run / "depths.md").write_text(depth_table(depths))
+    draw_curves(history, run / "curves.png")
+    draw_overlay(model, validation, run / "overlay.png")
+    return depths
+
+
+def depth_table(depths: Sequence[DepthReport]) -> str:
+    """The depths as a Markdown table whose columns line up."""
+    rows = [("depth", "IoU", "Dice", "parameters", "MACs", "time per image")]
+    rows += [(str(row.depth), f"{row.iou:.4f}", f"{row.dice:.4f}", f"{row.parameters:,}",
+              f"{row.macs / 1e9:.2f} G", f"{1e3 * row.seconds:.1f} ms") for row in depths]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, tuple("-" * (width - 1) + ":" for width in widths))
+    lines = [" | ".join(map(str.rjust, row, widths)) for row in rows]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def draw_curves(history: Sequence[Epoch], path: Path) -> None:
+    """Training loss and, for each depth, validation IoU over the epochs, as a PNG."""
+    plt = _pyplot()
+    epochs = [epoch.epoch for epoch in history]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    left.plot(epochs, [epoch.loss for epoch in history], color=INK, marker=".")
+    left.set(title="Training loss, summed over the heads", ylim=(0, None))
+    heads = list(history[0].heads)
+    colours = plt.get_cmap("viridis")(np.linspace(0.85, 0.1, len(heads)))
+    for head, colour in zip(heads, colours, strict=True):
+        name = f"depth {head}" if head.isdigit() else head
+        right.plot(epochs, [epoch.heads[head] for epoch in history], color=colour, marker=".",
+                   label=name)
+    best = best_epoch(list(history))
+    right.plot(best.epoch, best.iou, "o", color=INK, mfc="none", ms=9,
+               label=f"best: {best.iou:.3f}, epoch {best.epoch}")
+    right.set(title="Validation IoU")
+    right.legend(frameon=False, loc="lower right")
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_overlay(model: SegmentationModel, images: LabelledImages, path: Path) -> None:
+    """Image, truth and each depth's prediction side by side, for a few images, as a PNG."""
+    plt = _pyplot()
+    shown = np.unique(np.linspace(0, len(images) - 1, SHOWN).round().astype(int))
+    rows = [_panels(model, *images[index], images.pairs[index].image.name) for index in shown]
+    heights = [picture.shape[0] / picture.shape[1] for (_, picture), *_ in rows]
+    figure, grid = plt.subplots(
+        len(rows), len(rows[0]), squeeze=False, layout="constrained", height_ratios=heights,
+        figsize=(PANEL * len(rows[0]), PANEL * sum(heights) + 0.3 * len(rows) + 0.5))
+    panels = (panel for row in rows for panel in row)
+    for axes, (title, picture) in zip(grid.flat, panels, strict=True):
+        axes.imshow(picture, interpolation="nearest" if picture.shape[1] < 400 else "antialiased")
+        axes.set_title(title, fontsize=10, color=INK)
+        axes.axis("off")
+    figure.legend(handles=_legend(model.classes), loc="outside lower center", ncols=8,
+                  frameon=False, fontsize=10)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _panels(model: SegmentationModel, image: np.ndarray, truth: np.ndarray,
+            name: str) -> list[tuple[str, np.ndarray]]:
+    rgb = to_rgb(image)
+    panels = [(name, rgb), ("truth", paint_classes(rgb, truth))]
+    for key, logits in predict_heads(model, image).items():
+        mask = to_mask(probabilities(logits, model.task)[0], model.task)
+        title = f"depth {key}" if isinstance(key, int) else str(key)
+        panels.append((f"{title}: IoU {_iou(model, logits, truth):.3f}",
+                       paint_errors(rgb, mask, truth)))
+    return panels
+
+
+def _iou(model: SegmentationModel, logits: torch.Tensor, truth: np.ndarray) -> float:
+    scores = SegmentationScores(model.task, model.classes)
+    scores.update(logits.cpu(), torch.from_numpy(truth)[None])
+    return scores.compute()["iou"]["mean"]
+
+
+def _legend(classes: int) -> list[Any]:
+    patch = require("matplotlib.patches").Patch
+    names = ["foreground"] if classes == 1 else [f"class {c}" for c in range(1, classes)]
+    wrong = "false alarm" if classes == 1 else "wrong class"
+    # Beyond the palette colours come round again: the first classes stand for all.
+    entries = [*zip(names, CLASS_COLOURS, strict=False), ("missed", MISSED), (wrong, WRONG)]
+    return [patch(color=np.array(colour) / 255, label=name) for name, colour in entries]
+
+
+def _pyplot() -> ModuleType:
+    """Matplotlib that draws to files: no display is needed, nor taken."""
+    require("matplotlib").use("Agg")
+    return require("matplotlib.pyplot")
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for nan, which JSON has not."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
