@@ -11,8 +11,18 @@ from nestedseg.topologies import list_topologies, register_topology, topology
 from nestedseg.version import __version__
 
 __all__ = [
-    "Graph", "GraphError", "SegmentationModel", "choose_depth", "create", "from_pretrained",
-    "list_encoders", "list_topologies", "preprocess", "register_topology", "topology",
+    "Graph",
+    "GraphError",
+    "SegmentationModel",
+    "__version__",
+    "choose_depth",
+    "create",
+    "from_pretrained",
+    "list_encoders",
+    "list_topologies",
+    "preprocess",
+    "register_topology",
+    "topology",
 ]
 
 _LAZY = ("data", "inference", "losses", "metrics", "training")

@@ -73,17 +73,21 @@ def head_name(node: str) -> str:
 def compile_graph(graph: Graph, heads: Sequence[str], root: nn.Module) -> fx.GraphModule:
     """The forward pass of these heads as generated code over the modules of ``root``.
 
-    Its arguments are all the encoder's features, so that every program is called alike.
+    Its arguments are all the encoder's features, so that every program is called alike. A head
+    follows its node at once, so that the node is freed after its last reader.
     """
     needed = graph.ancestors(heads)
     program = fx.Graph()
     rows = range(graph.encoder_row, graph.depth + 1)
     values = {f"x{row}_0": program.placeholder(f"x{row}_0") for row in rows}
+    logits: dict[str, fx.Node] = {}
     for node in graph.nodes.values():
         if node.name in needed:
             inputs = tuple(values[name] for name in node.inputs)
             values[node.name] = _call(program, node.name, inputs)
-    program.output(tuple(_call(program, head_name(head), (values[head],)) for head in heads))
+            if node.name in heads:
+                logits[node.name] = _call(program, head_name(node.name), (values[node.name],))
+    program.output(tuple(logits[head] for head in heads))
     program.lint()
     return fx.GraphModule(root, program, class_name="Decoder")
 

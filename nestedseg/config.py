@@ -7,16 +7,16 @@ type-checked and bounded once, before anything is built from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from nestedseg.errors import choose, nearest, show
+from nestedseg.errors import choose, nearest, show, whole, wholes
 from nestedseg.graph import MAX_CHANNELS, Graph
 from nestedseg.layers import ACTIVATIONS, NORMS, UPSAMPLINGS, Style
+from nestedseg.targets import TASKS, check_classes
 
 SCHEMA_VERSION = 1
-TASKS = ("binary", "multiclass", "multilabel")
 OUTPUTS = ("deepest", "ensemble")
 
 
@@ -53,14 +53,9 @@ class Config:
     def __post_init__(self) -> None:
         whole("classes", self.classes, 1, MAX_CHANNELS)
         whole("in_channels", self.in_channels, 1, MAX_CHANNELS)
-        if self.dims not in (2, 3):
-            raise ValueError(f"dims must be 2 or 3, got {show(self.dims)}")
+        whole("dims", self.dims, 2, 3)
         choose("task", self.task, TASKS)
-        if self.task == "binary" and self.classes != 1:
-            raise ValueError(f"task 'binary' has one class, the foreground; got "
-                             f"classes={self.classes}. Use task 'multiclass' or 'multilabel'")
-        if self.task == "multiclass" and self.classes < 2:
-            raise ValueError("task 'multiclass' needs classes >= 2, background included; got 1")
+        check_classes(self.task, self.classes)
         choose("upsample", self.upsample, UPSAMPLINGS)
         if self.norm is not None:
             choose("norm", self.norm, NORMS)
@@ -68,9 +63,10 @@ class Config:
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be a probability in [0, 1), got {show(self.dropout)}")
         check_output(self.output, self.graph)
-        set_tuple(self, "decoder_channels", MAX_CHANNELS)
-        set_tuple(self, "encoder_channels", MAX_CHANNELS)
-        set_tuple(self, "pad_multiple", 2 ** 16)
+        for name, high in (("decoder_channels", MAX_CHANNELS), ("encoder_channels", MAX_CHANNELS),
+                           ("pad_multiple", 2 ** 16)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, wholes(name, getattr(self, name), 1, high))
         object.__setattr__(self, "preprocessing", check_preprocessing(self.preprocessing))
 
     @property
@@ -106,26 +102,6 @@ class Config:
                 raise ValueError(f"the config key {key!r} is missing")
         graph = Graph.from_dict(data.pop("graph"), name if isinstance(name, str) else "graph")
         return cls(graph=graph, **data)
-
-
-def whole(name: str, value: Any, low: int, high: int) -> None:
-    """Refuses what is no whole number from ``low`` to ``high``."""
-    if type(value) is not int:
-        raise TypeError(f"{name} must be a whole number, got {show(value)}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be from {low} to {high}, got {value}")
-
-
-def set_tuple(config: Config, name: str, high: int) -> None:
-    """Makes a field of whole numbers a tuple, or refuses it."""
-    value = getattr(config, name)
-    if value is None:
-        return
-    if isinstance(value, str) or not isinstance(value, Sequence) or not 1 <= len(value) <= 32:
-        raise TypeError(f"{name} must be a sequence of 1 to 32 whole numbers, got {show(value)}")
-    for item in value:
-        whole(name, item, 1, high)
-    object.__setattr__(config, name, tuple(value))
 
 
 def check_output(output: str | int, graph: Graph) -> None:

@@ -5,7 +5,7 @@ These functions read a graph's ``nodes``, ``heads``, ``depths`` and ``encoder_ro
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 RADIUS = 24
 STEP_X, STEP_Y = 62, 92  # between neighbours on a diagonal
 MARGIN = 44
+LABEL = 22  # room for the last head's
 ARC = 26  # how much higher a skip rises for each column that it passes over
 
 STYLE = """
@@ -24,7 +25,7 @@ STYLE = """
   .tip { fill: #57606a } .skiptip { fill: #0969da }
   text { font: italic 16px Georgia, 'Times New Roman', serif; fill: #1f2328; text-anchor: middle }
   text .up { font-size: 10.5px; font-style: normal }
-  .label { font: 12px system-ui, sans-serif; fill: #2d7d46 }
+  .label { font: 12px system-ui, sans-serif; fill: #2d7d46; text-anchor: start }
   .pruned { opacity: .28; filter: grayscale(1) }
   @media (prefers-color-scheme: dark) {
     .bg { fill: #0d1117 } .edge { stroke: #9198a1 } .skip { stroke: #58a6ff }
@@ -35,15 +36,16 @@ STYLE = """
 """
 
 
-def svg(graph: Graph, kept: Collection[str] | None = None) -> str:
-    """The graph as SVG; nodes and edges outside ``kept`` are grey. Follows a dark theme."""
+def svg(graph: Graph, kept: Graph) -> str:
+    """The graph as SVG; what its pruned form ``kept`` lacks is grey. Follows a dark theme."""
     places = _places(graph)
-    kept = places.keys() if kept is None else kept
-    width = max(x for x, _ in places.values()) + MARGIN
+    heads = {head: depth for head, depth in zip(graph.heads, graph.depths) if head in kept.heads}
+    width = max(x for x, _ in places.values()) + MARGIN + LABEL
     height = max(y for _, y in places.values()) + MARGIN
     edges = [_edge(places, source, target, _faded(kept, source, target))
              for source, target in _edges(graph)]
-    nodes = [_node(graph, name, place, _faded(kept, name)) for name, place in places.items()]
+    nodes = [_node(name, place, heads.get(name), _faded(kept, name))
+             for name, place in places.items()]
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
         f'width="{width:g}" height="{height:g}" role="img">',
@@ -95,12 +97,11 @@ def _edges(graph: Graph) -> Iterator[tuple[str, str]]:
             yield name, node.name
 
 
-def _faded(kept: Collection[str], *names: str) -> str:
-    """A node that is left in the encoder only to be passed through is kept, so rows count too."""
-    deepest = max(map(_row, (name for name in kept if _column(name) == 0)), default=-1)
-    gone = [name for name in names
-            if name not in kept and not (_column(name) == 0 and _row(name) <= deepest)]
-    return " pruned" if gone else ""
+def _faded(kept: Graph, *names: str) -> str:
+    """The class of what is gone. The encoder goes on to its deepest row, read or not."""
+    stays = (name in kept.nodes or (_column(name) == 0 and _row(name) <= kept.depth)
+             for name in names)
+    return "" if all(stays) else " pruned"
 
 
 def _edge(places: dict[str, tuple[float, float]], source: str, target: str, faded: str) -> str:
@@ -120,16 +121,17 @@ def _edge(places: dict[str, tuple[float, float]], source: str, target: str, fade
             f'{end:.1f} {y2 - lift:.1f}"/>')
 
 
-def _node(graph: Graph, name: str, place: tuple[float, float], faded: str) -> str:
+def _node(name: str, place: tuple[float, float], head: int | None, faded: str) -> str:
+    """A circle with the paper's name; ``head`` is the depth of the head on it."""
     x, y = place
-    head = name in graph.heads
     kind = ("encoder" if _column(name) == 0 else "decoder") + (" head" if head else "")
     parts = [f'<circle class="node {kind}" cx="{x:g}" cy="{y:g}" r="{RADIUS}"/>',
              f'<text x="{x:g}" y="{y + 6:g}">X<tspan class="up" dy="-7">'
              f"{_row(name)},{_column(name)}</tspan></text>"]
     if head:
-        depth = graph.depths[graph.heads.index(name)]
-        parts.append(f'<text class="label" x="{x:g}" y="{y + RADIUS + 15:g}">head {depth}</text>')
+        # below right: the one side of a node that no arrow of the paper's topologies crosses
+        parts.append(f'<text class="label" x="{x + 0.7 * RADIUS:g}" y="{y + RADIUS + 7:g}">'
+                     f"head {head}</text>")
     return f'<g class="{faded.strip()}">' + "".join(parts) + "</g>"
 
 

@@ -1,8 +1,13 @@
 """How every error message of the library names what is allowed and shows what was given."""
 
+from __future__ import annotations
+
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+LISTED = 12  # names in a message; of longer lists, the nearest few
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 80
@@ -16,10 +21,11 @@ def show(value: object) -> str:
 def nearest(name: object, allowed: Iterable[str]) -> str:
     """The part of a message that lists what is allowed, with the nearest match to ``name``."""
     allowed = list(allowed)
-    close = difflib.get_close_matches(str(name)[:80], allowed, n=1)
+    close = difflib.get_close_matches(str(name)[:80], allowed, n=5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    listed = ", ".join(allowed[:12]) + (", ..." if len(allowed) > 12 else "")
-    return f"{hint}Allowed: {listed}"
+    if len(allowed) <= LISTED:
+        return f"{hint}Allowed: {', '.join(allowed)}"
+    return f"{hint}{len(allowed)} are allowed, like {', '.join(close or allowed[:5])}"
 
 
 def choose(kind: str, name: object, allowed: Iterable[str]) -> str:
@@ -32,3 +38,25 @@ def choose(kind: str, name: object, allowed: Iterable[str]) -> str:
     if name not in allowed:
         raise ValueError(f"unknown {kind} {show(name)}; {nearest(name, allowed)}")
     return str(name)
+
+
+def whole(name: str, value: Any, low: int, high: int) -> int:
+    """``value``, if it is a whole number from ``low`` to ``high``.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is out of bounds.
+    """
+    if type(value) is not int:
+        raise TypeError(f"{name} must be a whole number, got {show(value)}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low} to {high}, got {value}")
+    return value
+
+
+def wholes(name: str, values: Any, low: int, high: int, most: int = 32) -> tuple[int, ...]:
+    """``values`` as a tuple, if they are one to ``most`` such numbers."""
+    if isinstance(values, str) or not isinstance(values, Sequence) or not 1 <= len(values) <= most:
+        raise TypeError(f"{name} must be a sequence of 1 to {most} whole numbers, "
+                        f"got {show(values)}")
+    return tuple(whole(name, value, low, high) for value in values)

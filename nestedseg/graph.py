@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -161,7 +162,7 @@ class Graph:
         not grow from head to head, heads are counted from 1.
         """
         columns = tuple(position(head)[1] for head in self.heads)
-        grows = all(a < b for a, b in zip(columns, columns[1:]))
+        grows = all(a < b for a, b in pairwise(columns))
         return columns if grows else tuple(range(1, len(columns) + 1))
 
     def head(self, depth: int) -> str:
@@ -250,8 +251,7 @@ class Graph:
         Args:
             keep: a depth; nodes that this depth does not need are drawn grey, as in Fig. 2.
         """
-        kept = None if keep is None else self.ancestors([self.head(keep)])
-        return draw.svg(self, kept)
+        return draw.svg(self, self if keep is None else self.prune(keep))
 
 
 # -- validation: each function raises GraphError for one kind of mistake -------------------------
@@ -300,7 +300,8 @@ def _parse_node(graph: Graph, name: Any, value: Any) -> Node:
             _fail(graph, f"unknown key {show(key)}; {nearest(key, NODE_KEYS)}", name)
     inputs = value.get("inputs")
     if not isinstance(inputs, (list, tuple)) or not inputs:
-        _fail(graph, f"'inputs' must be a list with at least one node name, got {show(inputs)}", name)
+        _fail(graph, "'inputs' must be a list with at least one node name, "
+                     f"got {show(inputs)}", name)
     node = Node(name, tuple(inputs), value.get("channels"), value.get("fuse", "concat"),
                 value.get("block"))
     _check_options(graph, node)
@@ -376,7 +377,7 @@ def _cycle(graph: Graph, stuck: set[str]) -> list[str]:
     while True:
         name = next(name for name in graph.nodes[path[-1]].inputs if name in stuck)
         if name in path:
-            return path[path.index(name):] + [name]
+            return [*path[path.index(name):], name]
         path.append(name)
 
 

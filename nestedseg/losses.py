@@ -1,6 +1,7 @@
 """Training objectives on logits: cross-entropy + soft Dice, summed over the supervised heads."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -39,8 +40,9 @@ class _SegmentationLoss(nn.Module):
         y = class_planes(self.task, logits, target).to(logits.dtype)
         return self._loss(logits, y)
 
+    @abstractmethod
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The loss of logits in float32 or more, given one plane per class."""
 
 
 class HybridLoss(_SegmentationLoss):

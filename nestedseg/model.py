@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from nestedseg import storage
 from nestedseg.compiler import Decoder, build_decoder, infer_levels
-from nestedseg.config import Config, check_output, whole
+from nestedseg.config import Config, check_output
 from nestedseg.encoders import build_encoder, describe_encoder
+from nestedseg.errors import whole, wholes
 from nestedseg.graph import MAX_CHANNELS, Graph, position
 from nestedseg.layers import resize_logits
 from nestedseg.summary import Summary, summarise
@@ -258,7 +259,10 @@ def create(
         OSError: encoder weights that cannot be fetched or read.
     """
     whole("in_channels", in_channels, 1, MAX_CHANNELS)
-    widths = tuple(encoder_channels) if encoder == "plain" else None
+    whole("dims", dims, 2, 3)
+    widths = None
+    if encoder == "plain":
+        widths = wholes("encoder_channels", encoder_channels, 1, MAX_CHANNELS)
     body = describe_encoder(encoder, in_channels, widths, dims)
     graph = resolve(topology, depth, len(body.levels) - 1, deep_supervision)
     if decoder_channels is None:

@@ -33,7 +33,8 @@ class Summary:
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.size))
-        lines = [f"depth | parameters | MACs at {size} | output stride", "---: | ---: | ---: | ---:"]
+        lines = [f"depth | parameters | MACs at {size} | output stride",
+                 "---: | ---: | ---: | ---:"]
         lines += [f"{row.depth} | {row.parameters:,} | {row.macs / 1e9:.3f} G | "
                   f"{'x'.join(map(str, row.output_stride))}" for row in self.rows]
         return "\n".join(lines)

@@ -117,7 +117,8 @@ def check_file(path: Path) -> Path:
         with safe_open(path, framework="pt"):
             return path
     except SafetensorError as error:
-        raise ValueError(f"encoder_weights: {str(path)!r} is no safetensors file: {error}") from None
+        raise ValueError(f"encoder_weights: {str(path)!r} is no safetensors file: "
+                         f"{error}") from None
 
 
 def preprocessing_of(name: str, in_channels: int) -> dict[str, Any]:
