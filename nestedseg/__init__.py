@@ -2,7 +2,7 @@
 
 from importlib import import_module as _import_module
 
-from nestedseg.encoders import list_encoders
+from nestedseg.encoders import encoder_info, list_encoders
 from nestedseg.graph import Graph, GraphError
 from nestedseg.hub import from_pretrained
 from nestedseg.model import SegmentationModel, choose_depth, create
@@ -17,6 +17,7 @@ __all__ = [
     "__version__",
     "choose_depth",
     "create",
+    "encoder_info",
     "from_pretrained",
     "list_encoders",
     "list_topologies",

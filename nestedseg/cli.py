@@ -15,7 +15,7 @@ import torch
 
 import nestedseg
 from nestedseg.data import LabelledImages, find_pairs, list_images, read_image, split_pairs
-from nestedseg.encoders import describe_encoder
+from nestedseg.encoders import Options, describe_encoder
 from nestedseg.extras import require
 from nestedseg.inference import OVERLAP, WINDOW, predict_image, to_mask
 from nestedseg.layers import NORMS, UPSAMPLINGS
@@ -178,7 +178,7 @@ def _supervision(topology: str, args: argparse.Namespace) -> bool | None:
     """On where a named topology offers several heads; a graph of the user's keeps its own."""
     if args.deep_supervision is not None or topology.endswith(".json"):
         return args.deep_supervision
-    levels = describe_encoder(args.encoder, 3, args.widths, dims=2).levels
+    levels = describe_encoder(Options(args.encoder, encoder_channels=args.widths)).levels
     return len(nestedseg.topology(topology, args.depth or len(levels) - 1).heads) > 1 or None
 
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
 from nestedseg.errors import choose
 from nestedseg.graph import Graph, GraphError, is_encoder, position
 from nestedseg.layers import BLOCKS, Level, Node, Style, make_head
+
+
+@dataclass(frozen=True)
+class Program:
+    """A generated forward, run as a method of a decoder, whose modules it calls by name."""
+
+    code: str
+    forward: Callable[..., tuple[Tensor, ...]]
 
 
 class Decoder(nn.Module):
@@ -31,7 +40,7 @@ class Decoder(nn.Module):
         self.strides = dict(strides)
         for name, module in modules.items():
             self.add_module(name, module)
-        self._programs: dict[tuple[int, ...], fx.GraphModule] = {}
+        self._programs: dict[tuple[int, ...], Program] = {}
         self.program(graph.depths)  # before torch.compile could see it being made
 
     @property
@@ -39,7 +48,7 @@ class Decoder(nn.Module):
         """The forward pass that was compiled from the graph, one line a node, as in Eq. 1."""
         return self.program(self.graph.depths).code
 
-    def program(self, depths: tuple[int, ...]) -> fx.GraphModule:
+    def program(self, depths: tuple[int, ...]) -> Program:
         """The compiled forward of some heads: what the others need is not computed."""
         if depths not in self._programs:
             heads = [self.graph.head(depth) for depth in depths]
@@ -51,7 +60,7 @@ class Decoder(nn.Module):
 
         ``features`` are the encoder's, finest first, the graph's ``encoder_row`` being the first.
         """
-        return self.program(depths)(*features[:self.graph.levels])
+        return self.program(depths).forward(self, *features[:self.graph.levels])
 
     def prune(self, depth: int) -> Decoder:
         """A new decoder with copies of the modules that the head of this depth needs."""
@@ -61,7 +70,7 @@ class Decoder(nn.Module):
         return Decoder(graph, modules, {head: self.strides[head] for head in graph.heads})
 
     def __getstate__(self) -> dict[str, object]:
-        # Programs only refer to this decoder's modules; a copy compiles its own.
+        # Generated functions cannot be pickled; a copy compiles its own.
         return self.__dict__ | {"_programs": {}}
 
 
@@ -70,8 +79,8 @@ def head_name(node: str) -> str:
     return f"head_{node}"
 
 
-def compile_graph(graph: Graph, heads: Sequence[str], root: nn.Module) -> fx.GraphModule:
-    """The forward pass of these heads as generated code over the modules of ``root``.
+def compile_graph(graph: Graph, heads: Sequence[str], root: nn.Module) -> Program:
+    """The forward pass of these heads as generated code over modules named as in ``root``.
 
     Its arguments are all the encoder's features, so that every program is called alike. A head
     follows its node at once, so that the node is freed after its last reader.
@@ -89,7 +98,8 @@ def compile_graph(graph: Graph, heads: Sequence[str], root: nn.Module) -> fx.Gra
                 logits[node.name] = _call(program, head_name(node.name), (values[node.name],))
     program.output(tuple(logits[head] for head in heads))
     program.lint()
-    return fx.GraphModule(root, program, class_name="Decoder")
+    module = fx.GraphModule(root, program, class_name="Decoder")
+    return Program(module.code, type(module).forward)
 
 
 def _call(program: fx.Graph, target: str, args: tuple[fx.Node, ...]) -> fx.Node:

@@ -6,17 +6,20 @@ type-checked and bounded once, before anything is built from it.
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from nestedseg.encoders.description import MAX_SIDE, Options
 from nestedseg.errors import choose, nearest, show, whole, wholes
 from nestedseg.graph import MAX_CHANNELS, Graph
 from nestedseg.layers import ACTIVATIONS, NORMS, UPSAMPLINGS, Style
 from nestedseg.targets import TASKS, check_classes
 
 SCHEMA_VERSION = 1
+MAX_NUMBER = 1e9  # mean, std and range of an image
+MAX_SMALLEST = 4096  # pixels
 OUTPUTS = ("deepest", "ensemble")
 
 
@@ -25,8 +28,10 @@ class Config:
     """The arguments of `nestedseg.create`, resolved. See there for what each one means.
 
     Args:
+        image_size: the one (H, W) that the encoder takes; ``None`` = any.
         pad_multiple: images are padded to a multiple of this along each axis; a pruned model keeps
             that of the model it came from, or its outputs would differ at the border.
+        pad_smallest: and to no less than this.
         preprocessing: what `nestedseg.preprocess` applies.
 
     Raises:
@@ -41,19 +46,24 @@ class Config:
     in_channels: int = 3
     task: str = "binary"
     encoder_channels: tuple[int, ...] | None = None
+    image_size: tuple[int, int] | None = None
+    stem: bool | int | tuple[int, ...] = False
+    encoder_taps: tuple[int, ...] | None = None
+    pyramid_channels: tuple[int, ...] | None = None
     upsample: str = "nearest"
     norm: str | None = "batch"
     activation: str = "relu"
     dropout: float = 0.0
     dims: int = 2
     output: str | int = "deepest"
-    pad_multiple: tuple[int, ...] | None = None
-    preprocessing: dict[str, Any] = field(default_factory=dict)
+    pad_multiple: tuple[int, ...] = (1, 1)
+    pad_smallest: int = 1
+    preprocessing: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         whole("classes", self.classes, 1, MAX_CHANNELS)
-        whole("in_channels", self.in_channels, 1, MAX_CHANNELS)
-        whole("dims", self.dims, 2, 3)
+        for name, value in vars(self.encoder_options).items():  # checked there
+            object.__setattr__(self, name, value)
         choose("task", self.task, TASKS)
         check_classes(self.task, self.classes)
         choose("upsample", self.upsample, UPSAMPLINGS)
@@ -63,11 +73,17 @@ class Config:
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be a probability in [0, 1), got {show(self.dropout)}")
         check_output(self.output, self.graph)
-        for name, high in (("decoder_channels", MAX_CHANNELS), ("encoder_channels", MAX_CHANNELS),
-                           ("pad_multiple", 2 ** 16)):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, wholes(name, getattr(self, name), 1, high))
-        object.__setattr__(self, "preprocessing", check_preprocessing(self.preprocessing))
+        for name, high in (("decoder_channels", MAX_CHANNELS), ("pad_multiple", MAX_SIDE)):
+            object.__setattr__(self, name, wholes(name, getattr(self, name), 1, high))
+        whole("pad_smallest", self.pad_smallest, 1, MAX_SMALLEST)
+        if len(self.pad_multiple) != self.dims:
+            raise ValueError(f"pad_multiple needs {self.dims} numbers, got {self.pad_multiple}")
+        object.__setattr__(self, "preprocessing",
+                           check_preprocessing(self.preprocessing, self.in_channels))
+
+    @property
+    def encoder_options(self) -> Options:
+        return Options(**{f.name: getattr(self, f.name) for f in fields(Options)})
 
     @property
     def style(self) -> Style:
@@ -81,6 +97,7 @@ class Config:
         """As JSON-able values, with the graph in full and its name."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data = {key: list(v) if isinstance(v, tuple) else v for key, v in data.items()}
+        data["preprocessing"] = copy.deepcopy(self.preprocessing)
         return {"schema_version": SCHEMA_VERSION, "topology": self.graph.name,
                 **data, "graph": self.graph.to_dict()}
 
@@ -89,7 +106,7 @@ class Config:
         """The checked configuration in an object that `to_dict` wrote."""
         data = dict(data)
         version = data.pop("schema_version", None)
-        if version != SCHEMA_VERSION:
+        if type(version) is not int or version != SCHEMA_VERSION:
             raise ValueError(f"config schema version {show(version)} is unknown to this nestedseg, "
                              f"which reads version {SCHEMA_VERSION}; a newer nestedseg may read it")
         name = data.pop("topology", "graph")
@@ -100,7 +117,8 @@ class Config:
         for key in known[:3]:
             if key not in data:
                 raise ValueError(f"the config key {key!r} is missing")
-        graph = Graph.from_dict(data.pop("graph"), name if isinstance(name, str) else "graph")
+        short = isinstance(name, str) and len(name) <= 100
+        graph = Graph.from_dict(data.pop("graph"), name if short else "graph")
         return cls(graph=graph, **data)
 
 
@@ -112,34 +130,31 @@ def check_output(output: str | int, graph: Graph) -> None:
         graph.head(output)
 
 
-def check_preprocessing(values: Any) -> dict[str, Any]:
+def check_preprocessing(values: Any, channels: int) -> dict[str, Any]:
     """The preprocessing values, each of the type and within the bounds that they must have."""
     if not isinstance(values, Mapping):
         raise TypeError(f"preprocessing must be an object, got {show(values)}")
-    checks = {"mean": _numbers, "std": _positive, "input_range": _pair, "size": _size,
-              "interpolation": lambda value: isinstance(value, str)}
-    for key, value in values.items():
+    checks = {"mean": lambda v: _numbers(v, channels),
+              "std": lambda v: _numbers(v, channels) and min(v) > 0,
+              "input_range": lambda v: _numbers(v, 2) and v[0] < v[1],
+              "interpolation": lambda v: isinstance(v, str), "size": _size}
+    for key in values:
         if key not in checks:
             raise ValueError(f"unknown preprocessing key {show(key)}; {nearest(key, checks)}")
-        if not checks[key](value):
-            raise ValueError(f"preprocessing {key!r} cannot be {show(value)}")
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+    for key, fits in checks.items():
+        if key not in values:
+            raise ValueError(f"preprocessing lacks {key!r}")
+        if not fits(values[key]):
+            raise ValueError(f"preprocessing {key!r} of a model with {channels} input channels "
+                             f"cannot be {show(values[key])}")
+    return {key: list(v) if isinstance(v, (list, tuple)) else v for key, v in values.items()}
 
 
-def _numbers(value: Any) -> bool:
-    return (isinstance(value, (list, tuple)) and 1 <= len(value) <= MAX_CHANNELS
-            and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value))
-
-
-def _positive(value: Any) -> bool:
-    return _numbers(value) and min(value) > 0
-
-
-def _pair(value: Any) -> bool:
-    return _numbers(value) and len(value) == 2 and value[0] < value[1]
+def _numbers(value: Any, count: int) -> bool:
+    return (isinstance(value, (list, tuple)) and len(value) == count
+            and all(type(v) in (int, float) and abs(v) <= MAX_NUMBER for v in value))
 
 
 def _size(value: Any) -> bool:
     return value is None or (isinstance(value, (list, tuple)) and len(value) in (2, 3)
-                             and all(type(v) is int and 1 <= v <= 2 ** 16 for v in value))
-
+                             and all(type(v) is int and 1 <= v <= MAX_SIDE for v in value))

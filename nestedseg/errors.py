@@ -56,7 +56,8 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
 
 def wholes(name: str, values: Any, low: int, high: int, most: int = 32) -> tuple[int, ...]:
     """``values`` as a tuple, if they are one to ``most`` such numbers."""
-    if isinstance(values, str) or not isinstance(values, Sequence) or not 1 <= len(values) <= most:
-        raise TypeError(f"{name} must be a sequence of 1 to {most} whole numbers, "
-                        f"got {show(values)}")
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(f"{name} must be a sequence of whole numbers, got {show(values)}")
+    if not 1 <= len(values) <= most:
+        raise ValueError(f"{name} must be 1 to {most} whole numbers, got {len(values)}")
     return tuple(whole(name, value, low, high) for value in values)

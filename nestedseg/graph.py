@@ -22,10 +22,11 @@ from nestedseg.errors import nearest, show
 
 FUSIONS = ("concat", "sum")
 MAX_NODES = 1_000
+MAX_EDGES = 20_000
 MAX_ROW = 31  # a stride of 2^31 is beyond any image
 MAX_CHANNELS = 65_536
 
-_NAME = re.compile(r"x(0|[1-9]\d{0,3})_(0|[1-9]\d{0,3})")
+_NAME = re.compile(r"x(0|[1-9][0-9]{0,3})_(0|[1-9][0-9]{0,3})")
 
 
 class GraphError(ValueError):
@@ -171,7 +172,7 @@ class Graph:
         Raises:
             GraphError: there is no head at this depth.
         """
-        if depth not in self.depths:
+        if type(depth) is not int or depth not in self.depths:
             raise GraphError(
                 f"topology {self.name!r} has no head at depth {depth!r}; it has heads at "
                 f"{list(self.depths)}. A depth can be taken alone only if it was trained: create "
@@ -328,11 +329,16 @@ def _check_name(graph: Graph, name: Any) -> None:
 
 
 def _check_edges(graph: Graph) -> None:
+    edges = sum(len(node.inputs) for node in graph.nodes.values())
+    if edges > MAX_EDGES:
+        _fail(graph, f"{edges} inputs in all; at most {MAX_EDGES} are allowed")
     for node in graph.nodes.values():
-        for index, name in enumerate(node.inputs):
+        seen: set[str] = set()
+        for name in node.inputs:
             _check_name(graph, name)
-            if name in node.inputs[:index]:
+            if name in seen:
                 _fail(graph, f"input {name!r} stands twice; list it once", node.name)
+            seen.add(name)
             if is_encoder(name):
                 if position(name)[0] < graph.encoder_row:
                     _fail(graph, f"input {name!r} does not exist: the encoder's finest feature "

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from nestedseg import storage
 from nestedseg.config import Config
@@ -25,26 +29,32 @@ def from_pretrained(directory: str | Path, depth: int | None = None) -> Segmenta
     """
     directory = Path(directory)
     data = storage.read_config(directory)
+    weights = storage.find(directory, storage.WEIGHTS)
     try:
         config = Config.from_dict(data)
+        with torch.device("meta"):
+            plan = build(config)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{str(directory / storage.CONFIG)!r}: {error}") from error
+    # Compared before anything is allocated: a stranger's config may ask for any size.
+    check_shapes(plan.state_dict(), storage.read_shapes(weights), str(weights))
     model = build(config)
-    load_strictly(model, directory)
+    model.load_state_dict(storage.read_tensors(weights))
     return (model if depth is None else model.prune(depth)).eval()
 
 
-def load_strictly(model: SegmentationModel, directory: Path) -> None:
-    """Loads the folder's weights; every tensor must be there, with its shape, and no other."""
-    tensors = storage.read_weights(directory)
-    expected = model.state_dict()
-    where = repr(str(directory / storage.WEIGHTS))
-    missing, surplus = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+def check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]],
+                 where: str) -> None:
+    """Refuses weights unless every tensor is there, with its shape, and no other.
+
+    Raises:
+        ValueError: naming those that differ.
+    """
+    missing, surplus = expected.keys() - found.keys(), found.keys() - expected.keys()
     if missing or surplus:
-        raise ValueError(f"{where} does not fit its config: {len(missing)} tensors are missing "
+        raise ValueError(f"{where!r} does not fit its config: {len(missing)} tensors are missing "
                          f"{show(sorted(missing))}, {len(surplus)} unknown {show(sorted(surplus))}")
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise ValueError(f"{where}: {name!r} has shape {tuple(tensor.shape)}, its config "
-                             f"says {tuple(expected[name].shape)}")
-    model.load_state_dict(tensors)
+    for name, tensor in expected.items():
+        if tuple(tensor.shape) != found[name]:
+            raise ValueError(f"{where!r}: {name!r} has shape {found[name]}, its config says "
+                             f"{tuple(tensor.shape)}")

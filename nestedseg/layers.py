@@ -97,7 +97,6 @@ class Edge(nn.Module):
         self.rises = any(factor > 1 for factor in self.up_by)
         self.falls = any(factor > 1 for factor in self.down_by)
         self.mode = LINEAR[style.dims] if style.upsample == "bilinear" else style.upsample
-        self.pool = MAX_POOL[style.dims]
         self.out_channels = source.channels
         if self.rises and style.upsample == "transpose":
             self.up = CONV_TRANSPOSE[style.dims](source.channels, target.channels, self.up_by,
@@ -115,7 +114,7 @@ class Edge(nn.Module):
             return self.up(x)
         if self.rises:
             return F.interpolate(x, scale_factor=tuple(map(float, self.up_by)), mode=self.mode)
-        return self.pool(x, self.down_by) if self.falls else x
+        return max_pool(x, self.down_by) if self.falls else x
 
     def extra_repr(self) -> str:
         if self.rises:
@@ -140,6 +139,11 @@ class Node(nn.Module):
         maps = [edge(x) for edge, x in zip(self.edges.values(), inputs)]
         fused = reduce(torch.add, maps) if self.fuse == "sum" else torch.cat(maps, dim=1)
         return self.block(fused)
+
+
+def max_pool(x: Tensor, factor: int | Sequence[int]) -> Tensor:
+    """Max pooling by a factor, ``(N, C, *spatial)``."""
+    return MAX_POOL[x.dim() - 2](x, factor)
 
 
 def make_head(channels: int, classes: int, dims: int) -> nn.Module:

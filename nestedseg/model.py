@@ -16,12 +16,14 @@ from torch.nn import functional as F
 from nestedseg import storage
 from nestedseg.compiler import Decoder, build_decoder, infer_levels
 from nestedseg.config import Config, check_output
-from nestedseg.encoders import build_encoder, describe_encoder
-from nestedseg.errors import whole, wholes
+from nestedseg.encoders import Description, Options, build_encoder, describe_encoder
+from nestedseg.errors import wholes
 from nestedseg.graph import MAX_CHANNELS, Graph, position
 from nestedseg.layers import resize_logits
 from nestedseg.summary import Summary, summarise
 from nestedseg.topologies import resolve
+
+MAX_PAD = 4096  # pixels, for models that others made
 
 
 class SegmentationModel(nn.Module):
@@ -116,12 +118,13 @@ class SegmentationModel(nn.Module):
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
         """Probabilities ``(N, classes, H, W)`` of ``model.output``, computed in eval mode."""
-        training = self.training
+        training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             return probabilities(self(x), self.task)
-        finally:
-            self.train(training)
+        finally:  # each module as it was: parts of the model may be frozen
+            for module in training:
+                module.training = True
 
     def _logits(self, x: Tensor, depths: tuple[int, ...]) -> tuple[Tensor, ...]:
         self._check_input(x)
@@ -132,8 +135,8 @@ class SegmentationModel(nn.Module):
 
     def _pad(self, x: Tensor) -> Tensor:
         """Pads at the far end of each axis, repeating the border, to what the encoder divides."""
-        multiple = self._config.pad_multiple
-        sizes = [math.ceil(n / m) * m for n, m in zip(x.shape[2:], multiple)]
+        multiple, smallest = self._config.pad_multiple, self._config.pad_smallest
+        sizes = [max(math.ceil(n / m) * m, smallest) for n, m in zip(x.shape[2:], multiple)]
         if self._config.norm == "instance" and sizes == list(multiple):
             sizes[-1] *= 2  # one pixel at the deepest level has no variance
         missing = [target - n for target, n in zip(sizes, x.shape[2:])]
@@ -155,6 +158,11 @@ class SegmentationModel(nn.Module):
                             "nestedseg.preprocess makes one from an image")
         if any(n < 1 for n in given):
             raise ValueError(f"expected an input of shape {expected}, each axis >= 1, got {given}")
+        if config.image_size is not None and given[2:] != config.image_size:
+            height, width = given[2:]
+            raise ValueError(
+                f"encoder {config.encoder!r} is built for images of {config.image_size}, got "
+                f"{given[2:]}: create the model with image_size=({height}, {width}), or resize")
         if self.training and self._single_value(x) and self._has_batch_norm():
             raise ValueError(
                 f"training with batch normalisation on an input of shape {given}: the deepest "
@@ -220,6 +228,10 @@ def create(
     dropout: float = 0.0,
     dims: int = 2,
     output: str | int = "deepest",
+    image_size: Sequence[int] | None = None,
+    stem: bool | int | Sequence[int] = False,
+    encoder_taps: Sequence[int] | None = None,
+    pyramid_channels: Sequence[int] | None = None,
 ) -> SegmentationModel:
     """A segmentation model: a skip topology compiled over an encoder.
 
@@ -252,35 +264,59 @@ def create(
         dims: 2 for images, 3 for volumes (plain encoder).
         output: what eval mode returns: "deepest", "ensemble" (logits whose probabilities are the
             mean of all heads') or a depth.
+        image_size: (H, W) in pixels, for encoders that are built for one size; those that take
+            any size (see `nestedseg.encoder_info`) need none. Default: the encoder's own.
+        stem: adds plain convolutional levels at strides 1, 2, ... above an encoder's finest, so
+            that the finest row lives at full resolution: ``True`` = 32, 64, ... channels, a
+            number = the finest level's, doubling, or the channels of each. Default: ``False``,
+            logits are up-sampled from the encoder's finest stride.
+        encoder_taps: which of timm's features become levels. Default: the deepest of each
+            stride; of encoders with one stride throughout, four evenly spaced.
+        pyramid_channels: of the levels (strides 4, 8, 16, 32) that are made from an encoder with
+            one stride throughout, by a simple feature pyramid (Li et al., ViTDet, 2022,
+            arXiv 2203.16527). Default: the encoder's, halved at each doubling of resolution.
 
     Raises:
         ValueError: an unknown name, or numbers that do not fit together.
         GraphError: a malformed topology.
         OSError: encoder weights that cannot be fetched or read.
     """
-    whole("in_channels", in_channels, 1, MAX_CHANNELS)
-    whole("dims", dims, 2, 3)
-    widths = None
-    if encoder == "plain":
-        widths = wholes("encoder_channels", encoder_channels, 1, MAX_CHANNELS)
-    body = describe_encoder(encoder, in_channels, widths, dims)
+    widths = encoder_channels if encoder == "plain" else None
+    options = Options(encoder, in_channels, dims, widths, image_size, stem, encoder_taps,
+                      pyramid_channels)
+    if decoder_channels is not None:
+        wholes("decoder_channels", decoder_channels, 1, MAX_CHANNELS)
+    body = describe_encoder(options)
     graph = resolve(topology, depth, len(body.levels) - 1, deep_supervision)
     if decoder_channels is None:
-        decoder_channels = default_widths(graph, widths)
-    infer_levels(graph, body.levels, decoder_channels)
+        decoder_channels = default_widths(graph, options.encoder_channels)
     config = Config(
-        graph=graph, encoder=encoder, decoder_channels=decoder_channels, classes=classes,
-        in_channels=in_channels, encoder_channels=widths, upsample=upsample, norm=norm,
-        activation=activation, dropout=dropout, dims=dims, output=output,
-        task=task or ("binary" if classes == 1 else "multiclass"),
-        pad_multiple=body.levels[graph.levels - 1].stride, preprocessing=body.preprocessing)
+        graph=graph, decoder_channels=decoder_channels, classes=classes, upsample=upsample,
+        norm=norm, activation=activation, dropout=dropout, output=output,
+        task=("binary" if classes == 1 else "multiclass") if task is None else task,
+        pad_multiple=pad_multiple(graph, body, decoder_channels), pad_smallest=body.smallest,
+        preprocessing=body.preprocessing,
+        **vars(options) | {"image_size": body.fixed_size})
     return build(config, encoder_weights)
 
 
+def pad_multiple(graph: Graph, body: Description, channels: Sequence[int]) -> tuple[int, ...]:
+    """What images are padded to: all that the encoder's levels and the graph's rows divide by."""
+    strides = [shape.stride for shape in infer_levels(graph, body.levels, channels).values()]
+    return tuple(math.lcm(*axis) for axis in zip(body.multiples[graph.levels - 1], *strides))
+
+
 def build(config: Config, encoder_weights: str | Path | bool | None = None) -> SegmentationModel:
-    """The model of a configuration, with random weights but for the encoder's."""
-    encoder = build_encoder(config.encoder, config.in_channels, config.encoder_channels,
-                            config.style, encoder_weights)
+    """The model of a configuration, with random weights but for the encoder's.
+
+    Raises:
+        ValueError: the parts of the configuration do not fit together.
+    """
+    body = describe_encoder(config.encoder_options)
+    needed = pad_multiple(config.graph, body, config.decoder_channels)
+    if any(m % n or m > max(n, MAX_PAD) for m, n in zip(config.pad_multiple, needed)):
+        raise ValueError(f"pad_multiple {config.pad_multiple} is no multiple of {needed}")
+    encoder = build_encoder(config.encoder_options, config.style, encoder_weights)
     decoder = build_decoder(config.graph, encoder.levels, config.classes, config.decoder_channels,
                             config.style)
     # weights first, then the cut: a depth never changes which weights match

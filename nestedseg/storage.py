@@ -1,45 +1,91 @@
-"""Config and weights on disk: atomic to write, strict and bounded to read, never a pickle."""
+"""Config and weights on disk: atomic to write, strict and bounded to read, never a pickle.
+
+Files are first written to a folder of their own, then that folder is renamed, which commits them
+all at once, then they are moved into place. Killed at any moment, the model is the old one or the
+new one: a reader finds a committed file before the one that it is about to replace.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 MAX_CONFIG_BYTES = 4_000_000
+_COMMITTED = ".committed"
+_SAVING = ".saving"
 
 
 def save(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Writes both files under temporary names and renames them once both are whole."""
+    """Writes both files, in place of earlier ones."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    replace_files(directory, {
+        WEIGHTS: lambda path: safetensors.torch.save_file(tensors, path, {"format": "pt"}),
+        CONFIG: lambda path: path.write_text(json.dumps(config, indent=2) + "\n")})
+
+
+def replace_files(directory: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
+    """Writes files by name, all or none of them."""
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
-    pending = [write_pending(directory / WEIGHTS, weights),
-               write_pending(directory / CONFIG, json.dumps(config, indent=2).encode())]
-    for temporary, path in pending:
-        os.replace(temporary, path)
-
-
-def write_pending(path: Path, data: bytes) -> tuple[Path, Path]:
-    """Writes ``data`` to the disk beside ``path``; renaming the one to the other is left."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    finish(directory)
+    for leftover in directory.glob(f"{_SAVING}.*"):
+        shutil.rmtree(leftover)  # of a save that was killed
+    pending = directory / f"{_SAVING}.{os.getpid()}"
+    pending.mkdir()
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        for name, write in writers.items():
+            path = pending / name
+            path.touch()
+            mode = path.stat().st_mode  # safetensors makes files that only their owner can read
+            write(path)
+            path.chmod(mode)
+            _to_disk(path)
+        _to_disk(pending)
+        os.rename(pending, directory / _COMMITTED)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(pending, ignore_errors=True)
         raise
-    return temporary, path
+    finish(directory)
+
+
+def finish(directory: Path) -> None:
+    """Moves committed files into place, where a save was killed before it had."""
+    committed = directory / _COMMITTED
+    if committed.is_dir():
+        for path in committed.iterdir():
+            os.replace(path, directory / path.name)
+        committed.rmdir()
+        _to_disk(directory)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def find(directory: Path, name: str) -> Path:
+    """Where the file of this name is.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for path in (directory / _COMMITTED / name, directory / name):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{str(directory)!r} holds no nestedseg model: {name} is missing")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -49,9 +95,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ValueError: it is too large or no JSON object.
     """
-    path = directory / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{str(directory)!r} holds no nestedseg model: {CONFIG} is missing")
+    path = find(directory, CONFIG)
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ValueError(f"{str(path)!r} has {path.stat().st_size} bytes; at most "
                          f"{MAX_CONFIG_BYTES} are read")
@@ -64,17 +108,29 @@ def read_config(directory: Path) -> dict[str, Any]:
     return data
 
 
-def read_weights(directory: Path) -> dict[str, Tensor]:
-    """All tensors of model.safetensors.
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in a safetensors file; none is read.
 
     Raises:
-        FileNotFoundError: there is none.
         ValueError: the file is damaged.
     """
-    path = directory / WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(f"{str(directory)!r} holds no weights: {WEIGHTS} is missing")
-    try:
+    with _named(path), safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    with _named(path):
         return safetensors.torch.load_file(path)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} is damaged or no safetensors file: {error}") from None

@@ -10,6 +10,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from nestedseg.encoders.description import MAX_SIDE
+from nestedseg.errors import wholes
+
 
 @dataclass(frozen=True)
 class Row:
@@ -44,8 +47,9 @@ def summarise(model: nn.Module, size: int | Sequence[int] | None) -> Summary:
     """See `SegmentationModel.summary`."""
     config = model.config
     dims = config["dims"]
-    size = size or model.preprocessing.get("size") or (256 if dims == 2 else 64)
-    size = (size,) * dims if isinstance(size, int) else tuple(size)
+    if size is None:
+        size = model.preprocessing["size"] or (256 if dims == 2 else 64)
+    size = wholes("size", (size,) * dims if isinstance(size, int) else size, 1, MAX_SIDE)
     if len(size) != dims:
         raise ValueError(f"size needs {dims} numbers for a {dims}-D model, got {size}")
     rows = []

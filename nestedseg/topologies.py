@@ -72,6 +72,11 @@ def resolve(spec: str | Path | Mapping[str, Any] | Graph, depth: int | None, def
     ``depth`` is that of a named topology (default: ``default_depth``); a graph, or its dict or
     file, says its own, and is pruned to ``depth`` where that is given.
     """
+    if deep_supervision not in (True, False, None):
+        raise ValueError("deep_supervision must be True, False or None, "
+                         f"got {show(deep_supervision)}")
+    if default_depth < 1:
+        raise ValueError("a topology needs at least 2 levels of an encoder; this one offers 1")
     if isinstance(spec, str) and not spec.endswith(".json"):
         graph = topology(spec, default_depth if depth is None else depth)
         return with_supervision(graph, deep_supervision)

@@ -1,11 +1,52 @@
-"""What is known of an encoder before it is built."""
+"""What is asked of an encoder, and what is known of it before it is built."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from nestedseg.errors import whole, wholes
+from nestedseg.graph import MAX_CHANNELS
 from nestedseg.layers import Level
+
+MAX_SIDE = 2 ** 16  # pixels
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `nestedseg.create` that shape the encoder, checked. See there for each.
+
+    Raises:
+        TypeError: a value of the wrong type.
+        ValueError: a value out of bounds, or one that the plain encoder has no use for.
+    """
+
+    encoder: str
+    in_channels: int = 3
+    dims: int = 2
+    encoder_channels: tuple[int, ...] | None = None
+    image_size: tuple[int, int] | None = None
+    stem: bool | int | tuple[int, ...] = False
+    encoder_taps: tuple[int, ...] | None = None
+    pyramid_channels: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        whole("in_channels", self.in_channels, 1, MAX_CHANNELS)
+        whole("dims", self.dims, 2, 3)
+        if type(self.stem) is int:
+            whole("stem", self.stem, 1, MAX_CHANNELS)
+        for name, low, high in (("encoder_channels", 1, MAX_CHANNELS), ("stem", 1, MAX_CHANNELS),
+                                ("image_size", 1, MAX_SIDE), ("encoder_taps", 0, MAX_SIDE),
+                                ("pyramid_channels", 1, MAX_CHANNELS)):
+            value = getattr(self, name)
+            if value is not None and type(value) not in (bool, int):
+                object.__setattr__(self, name, wholes(name, value, low, high))
+        if self.image_size is not None and len(self.image_size) != self.dims:
+            raise ValueError(f"image_size needs {self.dims} numbers for a {self.dims}-D model, "
+                             f"got {self.image_size}")
+        if self.encoder == "plain" and (self.encoder_taps or self.pyramid_channels):
+            raise ValueError("encoder_taps and pyramid_channels are for timm encoders; the plain "
+                             "one has encoder_channels")
 
 
 @dataclass(frozen=True)
@@ -14,10 +55,19 @@ class Description:
 
     Args:
         levels: channels and stride of each feature, finest first.
+        multiples: for each level, what an image's sides must be a multiple of, where that level is
+            the deepest.
         preprocessing: mean, std, input_range, interpolation and size (H, W) of its images.
-        taps: for timm models, the index of each level among timm's features.
+        pattern: how its strides grow: "plain", "doubling", "isotropic" or "irregular".
+        smallest: the shortest side that it takes, in pixels.
+        fixed_size: the one (H, W) that it takes; ``None`` = any.
+        backbone: what the kind of encoder must know more, to be built.
     """
 
     levels: tuple[Level, ...]
+    multiples: tuple[tuple[int, ...], ...]
     preprocessing: dict[str, Any]
-    taps: tuple[int, ...] = ()
+    pattern: str = "plain"
+    smallest: int = 1
+    fixed_size: tuple[int, int] | None = None
+    backbone: Any = None

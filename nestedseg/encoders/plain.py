@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
-from nestedseg.encoders.description import Description
-from nestedseg.layers import MAX_POOL, DoubleConv, Level, Style
+from nestedseg.encoders.description import Description, Options
+from nestedseg.layers import DoubleConv, Level, Style, max_pool
 
 
-def describe(in_channels: int, channels: Sequence[int], dims: int) -> Description:
-    """Strides 1, 2, 4, ... with these widths."""
-    levels = tuple(Level(width, (2 ** row,) * dims) for row, width in enumerate(channels))
-    return Description(levels, {"mean": [0.5] * in_channels, "std": [0.5] * in_channels,
-                                "input_range": [0.0, 1.0], "interpolation": "bilinear",
-                                "size": None})
+def describe(options: Options) -> Description:
+    """Strides 1, 2, 4, ... with the widths that were asked for."""
+    levels = tuple(Level(width, (2 ** row,) * options.dims)
+                   for row, width in enumerate(options.encoder_channels))
+    half = [0.5] * options.in_channels
+    return Description(levels, tuple(level.stride for level in levels),
+                       {"mean": half, "std": half, "input_range": [0.0, 1.0],
+                        "interpolation": "bilinear", "size": options.image_size})
 
 
 class PlainEncoder(nn.Module):
@@ -26,7 +26,6 @@ class PlainEncoder(nn.Module):
 
     def __init__(self, in_channels: int, description: Description, style: Style) -> None:
         super().__init__()
-        self.pool = MAX_POOL[style.dims]
         self.levels = description.levels
         for row, level in enumerate(self.levels):
             self.add_module(f"x{row}_0", DoubleConv(in_channels, level.channels, style))
@@ -35,7 +34,7 @@ class PlainEncoder(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         features: list[Tensor] = []
         for block in self.children():
-            x = block(self.pool(x, 2) if features else x)
+            x = block(max_pool(x, 2) if features else x)
             features.append(x)
         return features
 

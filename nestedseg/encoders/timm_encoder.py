@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from safetensors import SafetensorError, safe_open
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from nestedseg.encoders.description import Description
+from nestedseg.encoders.description import Description, Options
+from nestedseg.encoders.probe import Probe, forward_taps, probe
+from nestedseg.encoders.pyramid import Neck, Tap, choose_taps, pattern_of
 from nestedseg.errors import nearest, show
 from nestedseg.layers import Level
 
@@ -26,28 +27,70 @@ class TimmEncoder(nn.Module):
 
     Args:
         model: a plain timm model, which is cut down in place.
-        description: its levels and taps.
+        in_channels: channels of the image.
+        trial: how the model is fed.
+        taps: the levels, finest first.
     """
 
-    def __init__(self, model: nn.Module, description: Description) -> None:
+    def __init__(self, model: nn.Module, in_channels: int, trial: Probe,
+                 taps: tuple[Tap, ...]) -> None:
         super().__init__()
+        self.runs_at = trial.runs_at
+        if in_channels != trial.in_channels:
+            self.colours = nn.Conv2d(in_channels, trial.in_channels, 1)
         self.model = model
-        self.taps = description.taps
-        self.levels = description.levels
-        self.keep(len(self.levels))
+        self.necks = nn.ModuleList(Neck(tap) for tap in taps)
+        self.taps = tuple(tap.index for tap in taps)
+        self.levels = levels_of(taps)
+        self.keep(len(taps))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return self.model.forward_intermediates(x, indices=self.taps, output_fmt="NCHW",
-                                                intermediates_only=True)
+        size = x.shape[-2:]
+        if hasattr(self, "colours"):
+            x = self.colours(x)
+        if self.runs_at is not None and tuple(size) != self.runs_at:
+            x = F.interpolate(x, size=self.runs_at, mode="bilinear", antialias=True)
+        wanted = sorted(set(self.taps))
+        features = dict(zip(wanted, forward_taps(self.model, x, wanted)))
+        return [neck(features[tap], size) for tap, neck in zip(self.taps, self.necks)]
 
     def keep(self, count: int) -> TimmEncoder:
         """Removes all levels but the ``count`` finest, and what computes only them."""
         self.taps, self.levels = self.taps[:count], self.levels[:count]
-        self.model.prune_intermediate_layers(self.taps)
+        self.necks = self.necks[:count]
+        self.model.prune_intermediate_layers(sorted(set(self.taps)), prune_norm=True)
         return self
 
 
-def build(name: str, in_channels: int, weights: str | Path | bool | None,
+def levels_of(taps: tuple[Tap, ...]) -> tuple[Level, ...]:
+    return tuple(Level(tap.channels, (tap.stride,) * 2) for tap in taps)
+
+
+def describe(options: Options) -> Description:
+    """Levels, sizes and preprocessing, found by trying the model on the meta device.
+
+    Raises:
+        ValueError: taps or channels that it cannot serve.
+    """
+    trial = probe(options.encoder, options.in_channels, options.image_size)
+    taps = choose_taps(trial.features, options.encoder_taps, options.pyramid_channels)
+    own = tuple(get_pretrained_cfg(options.encoder).input_size[-2:])
+    size = options.image_size or own
+    return Description(
+        levels_of(taps), multiples_of(taps, trial), preprocessing_of(options, size),
+        pattern_of(trial.features), trial.smallest, size if trial.runs_at else None,
+        backbone=(trial, taps))
+
+
+def multiples_of(taps: tuple[Tap, ...], trial: Probe) -> tuple[tuple[int, int], ...]:
+    """To what images are padded where each level is the deepest."""
+    needed = [max(tap.stride, tap.feature.nominal) * trial.factor for tap in taps]
+    if trial.runs_at:  # one size, whatever the depth
+        needed = [max(needed)] * len(needed)
+    return tuple((max(needed[:index + 1]),) * 2 for index in range(len(needed)))
+
+
+def build(options: Options, weights: str | Path | bool | None,
           description: Description) -> TimmEncoder:
     """The encoder of a timm model with all its levels.
 
@@ -59,38 +102,17 @@ def build(name: str, in_channels: int, weights: str | Path | bool | None,
         ValueError: unknown weights.
         OSError: the weights cannot be fetched or read.
     """
-    return TimmEncoder(load_model(name, in_channels, weights), description)
+    trial, taps = description.backbone
+    arguments = dict(trial.arguments) | {"in_chans": trial.in_channels}
+    model = load_model(options.encoder, weights, arguments)
+    return TimmEncoder(model, options.in_channels, trial, taps)
 
 
-@lru_cache(maxsize=64)
-def describe(name: str, in_channels: int) -> Description:
-    """Taps and levels, measured by a forward pass on the meta device.
-
-    timm's declared ``reduction`` is wrong for about a hundred models, so it is not read.
-
-    Raises:
-        ValueError: strides that do not double.
-    """
-    size = get_pretrained_cfg(name).input_size[-1]
-    with torch.device("meta"), torch.no_grad():
-        model = timm.create_model(name, in_chans=in_channels).eval()
-        features = model.forward_intermediates(torch.empty(1, in_channels, size, size),
-                                               output_fmt="NCHW", intermediates_only=True)
-    strides = [round(size / feature.shape[-1]) for feature in features]
-    # the deepest tap of each distinct stride
-    taps = tuple(sorted({stride: tap for tap, stride in enumerate(strides)}.values()))
-    levels = tuple(Level(features[tap].shape[1], (strides[tap],) * 2) for tap in taps)
-    finest = levels[0].stride[0]
-    if [level.stride[0] for level in levels] != [finest * 2 ** i for i in range(len(levels))]:
-        raise ValueError(f"encoder {name!r}: its strides {strides} do not double from level to "
-                         "level")
-    return Description(levels, preprocessing_of(name, in_channels), taps)
-
-
-def load_model(name: str, in_channels: int, weights: str | Path | bool | None) -> nn.Module:
-    """The plain timm model with its weights; timm itself adapts them to ``in_channels``."""
+def load_model(name: str, weights: str | Path | bool | None,
+               arguments: dict[str, Any]) -> nn.Module:
+    """The plain timm model with its weights; timm itself adapts them to channels and size."""
     if not weights:
-        return timm.create_model(name, in_chans=in_channels)
+        return timm.create_model(name, **arguments)
     if weights is True or weights == "imagenet":
         source = {}
     elif str(weights).endswith(".safetensors"):
@@ -100,7 +122,7 @@ def load_model(name: str, in_channels: int, weights: str | Path | bool | None) -
         raise ValueError(f"encoder_weights must be None, 'imagenet' or the path of a .safetensors "
                          f"file, got {show(weights)}")
     try:
-        model = timm.create_model(name, pretrained=True, in_chans=in_channels, **source)
+        model = timm.create_model(name, pretrained=True, **arguments, **source)
     except Exception as error:  # timm, the Hub's client and its transport raise many kinds
         raise OSError(f"the weights {str(weights)!r} of encoder {name!r} could not be loaded: "
                       f"{error}. Use encoder_weights=None for random weights, or the path of a "
@@ -121,14 +143,14 @@ def check_file(path: Path) -> Path:
                          f"{error}") from None
 
 
-def preprocessing_of(name: str, in_channels: int) -> dict[str, Any]:
+def preprocessing_of(options: Options, size: tuple[int, int]) -> dict[str, Any]:
     """What the weights of this name and tag were trained with."""
-    cfg = get_pretrained_cfg(name)
+    cfg, channels = get_pretrained_cfg(options.encoder), options.in_channels
     mean, std = list(cfg.mean), list(cfg.std)
-    if len(mean) != in_channels:  # other channels than RGB: timm repeats or sums its filters
-        mean, std = [sum(mean) / len(mean)] * in_channels, [sum(std) / len(std)] * in_channels
+    if len(mean) != channels:  # other channels than RGB: timm repeats or sums its filters
+        mean, std = [sum(mean) / len(mean)] * channels, [sum(std) / len(std)] * channels
     return {"mean": mean, "std": std, "input_range": [0.0, 1.0],
-            "interpolation": cfg.interpolation, "size": list(cfg.input_size[1:])}
+            "interpolation": cfg.interpolation, "size": list(size)}
 
 
 def parse_name(name: str) -> tuple[str, str]:

@@ -1,0 +1,49 @@
+"""What an encoder is, for people who choose one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nestedseg.encoders import timm_encoder
+from nestedseg.encoders.description import Options
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """What `encoder_info` found.
+
+    Args:
+        name: of the timm model.
+        strides, channels: of each level, finest first.
+        parameters: of the whole timm model, its classifier included.
+        pattern: "doubling", "isotropic" (one stride at every tap, as in a ViT; levels are made by
+            a simple feature pyramid) or "irregular" (features are resampled).
+        image_size: (H, W) in pixels that its weights were trained at.
+        any_size: whether it takes images of any size; if not, say ``create(image_size=...)``.
+        multiple: to what images are padded inside the model, at full depth.
+    """
+
+    name: str
+    strides: tuple[int, ...]
+    channels: tuple[int, ...]
+    parameters: int
+    pattern: str
+    image_size: tuple[int, int]
+    any_size: bool
+    multiple: int
+
+
+def encoder_info(name: str) -> EncoderInfo:
+    """Strides, channels, size and sizes of a timm model. No weights are made.
+
+    Raises:
+        ValueError: timm has no such model.
+    """
+    timm_encoder.parse_name(name)
+    description = timm_encoder.describe(Options(name))
+    trial, _ = description.backbone
+    levels = description.levels
+    return EncoderInfo(
+        name, tuple(level.stride[0] for level in levels), tuple(level.channels for level in levels),
+        trial.parameters, description.pattern, tuple(description.preprocessing["size"]),
+        description.fixed_size is None, description.multiples[-1][0])

@@ -1,0 +1,60 @@
+"""Plain convolutional levels at the strides that an encoder lacks above its finest one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from nestedseg.layers import DoubleConv, Level, Style, max_pool
+
+
+def stem_channels(stem: bool | int | Sequence[int], finest: int) -> tuple[int, ...]:
+    """Widths of the levels at strides 1, 2, ... ``finest`` / 2.
+
+    Args:
+        stem: ``True`` = 32, 64, ...; a number = the finest level's, doubling; or each width.
+
+    Raises:
+        ValueError: another number of widths than there are levels to add.
+    """
+    count = finest.bit_length() - 1
+    if isinstance(stem, Sequence):
+        if len(stem) != count:
+            raise ValueError(f"stem: the encoder starts at stride {finest}, so {count} levels "
+                             f"can be added; got {len(stem)} widths {list(stem)}")
+        return tuple(stem)
+    if not count:
+        raise ValueError("stem: this encoder has a level at stride 1 already; leave it out")
+    return tuple((32 if stem is True else stem) * 2 ** row for row in range(count))
+
+
+class StemmedEncoder(nn.Module):
+    """Levels at strides 1, 2, ... computed from the image by blocks H, before those of an encoder.
+
+    ``(N, in_channels, H, W)`` -> one feature a level, finest first.
+    """
+
+    def __init__(self, in_channels: int, levels: tuple[Level, ...], body: nn.Module,
+                 style: Style) -> None:
+        super().__init__()
+        self.levels = levels
+        added = levels[:len(levels) - len(body.levels)]
+        self.stem = nn.ModuleList()
+        for level in added:
+            self.stem.append(DoubleConv(in_channels, level.channels, style))
+            in_channels = level.channels
+        self.body = body
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features: list[Tensor] = []
+        for block in self.stem:
+            features.append(block(max_pool(features[-1], 2) if features else x))
+        return features if self.body is None else [*features, *self.body(x)]
+
+    def keep(self, count: int) -> StemmedEncoder:
+        """Removes all levels but the ``count`` finest."""
+        self.levels = self.levels[:count]
+        self.body = self.body.keep(count - len(self.stem)) if count > len(self.stem) else None
+        self.stem = self.stem[:count]
+        return self
