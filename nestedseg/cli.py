@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
@@ -39,10 +40,14 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0; 2 where the user's input is at fault; 130 after Ctrl-C."""
+    """Run a command. Returns 0; 2 where the user's input is at fault; 130 after Ctrl-C;
+    141 where the reader of a pipe has gone."""
     args = build_parser().parse_args(argv)
     try:
         args.run(args)
+    except BrokenPipeError:  # as in `nestedseg list encoders | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
         print(f"nestedseg: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -119,6 +124,7 @@ def draw(args: argparse.Namespace) -> None:
     graph = read(args.topology) if args.topology.endswith(".json") \
         else nestedseg.topology(args.topology, args.depth)
     text = graph.to_svg(args.keep) if args.out.suffix == ".svg" else graph.to_mermaid()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(text, encoding="utf-8")
     print(f"{graph!r} is drawn in {args.out}")
 

@@ -30,7 +30,7 @@ class Decoder(nn.Module):
     Args:
         graph: the topology.
         modules: a module for each node and head, by those names.
-        strides: the stride of each node that carries a head.
+        strides: the stride of each node.
     """
 
     def __init__(self, graph: Graph, modules: Mapping[str, nn.Module],
@@ -67,7 +67,7 @@ class Decoder(nn.Module):
         graph = self.graph.prune(depth)
         names = [*graph.nodes, *(head_name(head) for head in graph.heads)]
         modules = {name: copy.deepcopy(self.get_submodule(name)) for name in names}
-        return Decoder(graph, modules, {head: self.strides[head] for head in graph.heads})
+        return Decoder(graph, modules, {name: self.strides[name] for name in graph.nodes})
 
     def __getstate__(self) -> dict[str, object]:
         # Generated functions cannot be pickled; a copy compiles its own.
@@ -99,7 +99,7 @@ def compile_graph(graph: Graph, heads: Sequence[str], root: nn.Module) -> Progra
     program.output(tuple(logits[head] for head in heads))
     program.lint()
     module = fx.GraphModule(root, program, class_name="Decoder")
-    return Program(module.code, type(module).forward)
+    return Program(module.code.strip(), type(module).forward)
 
 
 def _call(program: fx.Graph, target: str, args: tuple[fx.Node, ...]) -> fx.Node:
@@ -126,7 +126,7 @@ def build_decoder(graph: Graph, encoder_levels: Sequence[Level], classes: int,
         modules[node.name] = Node(inputs, shapes[node.name], node.fuse, kind, style)
     for head in graph.heads:
         modules[head_name(head)] = make_head(shapes[head].channels, classes, style.dims)
-    return Decoder(graph, modules, {head: shapes[head].stride for head in graph.heads})
+    return Decoder(graph, modules, {name: shapes[name].stride for name in graph.nodes})
 
 
 def infer_levels(graph: Graph, encoder_levels: Sequence[Level],

@@ -29,8 +29,8 @@ def run_demo(out: str | Path, images: str | Path | None = None,
     Args:
         out: folder for the model, the pruned model, pictures and report.md. A demonstration that
             was interrupted there is continued.
-        images, labels: folders of real images and labels, above 0 = foreground; default: nuclei
-            that the package makes.
+        images: folder of real images; default: nuclei that the package makes.
+        labels: folder of their labels, above 0 = foreground.
 
     Raises:
         ValueError: one folder without the other, or images that cannot be used.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 RADIUS = 24
 STEP_X, STEP_Y = 62, 92  # between neighbours on a diagonal
 MARGIN = 44
+BEND = 2.6  # of edges over several rows, in radii
 LABEL = 22  # room for the last head's
 ARC = 26  # how much higher a skip rises for each column that it passes over
 
@@ -25,13 +26,14 @@ STYLE = """
   .tip { fill: #57606a } .skiptip { fill: #0969da }
   text { font: italic 16px Georgia, 'Times New Roman', serif; fill: #1f2328; text-anchor: middle }
   text .up { font-size: 10.5px; font-style: normal }
-  .label { font: 12px system-ui, sans-serif; fill: #2d7d46; text-anchor: start }
+  .label { font: 12px system-ui, sans-serif; fill: #2d7d46; text-anchor: start;
+    paint-order: stroke; stroke: #ffffff; stroke-width: 4px; stroke-linejoin: round }
   .pruned { opacity: .28; filter: grayscale(1) }
   @media (prefers-color-scheme: dark) {
     .bg { fill: #0d1117 } .edge { stroke: #9198a1 } .skip { stroke: #58a6ff }
     .encoder { fill: #2b3644; stroke: #9198a1 } .decoder { fill: #17402a; stroke: #56d364 }
     .tip { fill: #9198a1 } .skiptip { fill: #58a6ff } text { fill: #e6edf3 }
-    .label { fill: #56d364 }
+    .label { fill: #56d364; stroke: #0d1117 }
   }
 """
 
@@ -109,8 +111,12 @@ def _edge(places: dict[str, tuple[float, float]], source: str, target: str, fade
     if _row(source) != _row(target):
         length = ((x2 - x1) ** 2 + (y2 - y1) ** 2) ** 0.5
         dx, dy = (x2 - x1) / length * RADIUS, (y2 - y1) / length * RADIUS
+        # an edge over several rows bends aside, or it would vanish behind the nodes between
+        bend = BEND if abs(_row(source) - _row(target)) > 1 else 0
+        middle = (x1 + x2) / 2 - dy * bend, (y1 + y2) / 2 + dx * bend
         return (f'<path class="edge{faded}" marker-end="url(#tip)" '
-                f'd="M{x1 + dx:.1f} {y1 + dy:.1f}L{x2 - dx * 1.25:.1f} {y2 - dy * 1.25:.1f}"/>')
+                f'd="M{x1 + dx:.1f} {y1 + dy:.1f}Q{middle[0]:.1f} {middle[1]:.1f} '
+                f'{x2 - dx * 1.25:.1f} {y2 - dy * 1.25:.1f}"/>')
     rise = ARC * (abs(_column(target) - _column(source)) - 1)
     side = 1 if x2 > x1 else -1
     start, end = x1 + side * RADIUS * (0.72 if rise else 1), x2 - side * RADIUS * \

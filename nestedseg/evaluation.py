@@ -35,7 +35,8 @@ class DepthReport:
     """What the model pruned to one depth reaches and costs.
 
     Args:
-        iou, dice: means over the classes, as fractions.
+        iou: mean over the classes, as a fraction.
+        dice: likewise.
         parameters: number of weights.
         macs: multiply-accumulates for one image of the size that was timed.
         seconds: median time for one image.

@@ -96,7 +96,7 @@ class Graph:
         GraphError: cycle, unknown input or key, duplicate, dead node, head that is no node, more
             than 1,000 nodes.
 
-    Example:
+    Examples:
         >>> Graph(nodes={"x0_1": ["x0_0", "x1_0"]}, heads=["x0_1"]).depth
         1
     """

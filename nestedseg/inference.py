@@ -55,7 +55,8 @@ def predict_image(model: SegmentationModel, image: np.ndarray, window: int = WIN
     Args:
         model: used in eval mode; ``model.output`` says which head.
         image: ``(H, W)`` or ``(H, W, C)``; see `nestedseg.preprocess`.
-        window, overlap: see `slide`.
+        window: see `slide`.
+        overlap: see `slide`.
 
     Raises:
         ValueError: an image that does not fit the model.

@@ -43,7 +43,7 @@ class SegmentationScores:
         ValueError: if the task is unknown, has another number of classes, or the threshold is not
             between 0 and 1.
 
-    Example:
+    Examples:
         >>> scores = SegmentationScores("multiclass", classes=3)
         >>> for image, target in batches:
         ...     scores.update(model(image), target)

@@ -136,9 +136,7 @@ class SegmentationModel(nn.Module):
     def _pad(self, x: Tensor) -> Tensor:
         """Pads at the far end of each axis, repeating the border, to what the encoder divides."""
         multiple, smallest = self._config.pad_multiple, self._config.pad_smallest
-        sizes = [max(math.ceil(n / m) * m, smallest) for n, m in zip(x.shape[2:], multiple)]
-        if self._config.norm == "instance" and sizes == list(multiple):
-            sizes[-1] *= 2  # one pixel at the deepest level has no variance
+        sizes = [math.ceil(max(n, smallest) / m) * m for n, m in zip(x.shape[2:], multiple)]
         missing = [target - n for target, n in zip(sizes, x.shape[2:])]
         if not any(missing):
             return x
@@ -163,15 +161,19 @@ class SegmentationModel(nn.Module):
             raise ValueError(
                 f"encoder {config.encoder!r} is built for images of {config.image_size}, got "
                 f"{given[2:]}: create the model with image_size=({height}, {width}), or resize")
-        if self.training and self._single_value(x) and self._has_batch_norm():
+        if self.training and self._has_batch_norm() and self._single_value(x):
             raise ValueError(
                 f"training with batch normalisation on an input of shape {given}: the deepest "
                 "feature has one value per channel, which has no variance. Use a batch of two or "
-                f"more, an image larger than {config.pad_multiple}, or norm='group'")
+                f"more, an image larger than {self._deepest_stride}, or norm='group'")
+
+    @property
+    def _deepest_stride(self) -> tuple[int, ...]:
+        strides = [*(level.stride for level in self.encoder.levels), *self.decoder.strides.values()]
+        return tuple(map(max, zip(*strides)))
 
     def _single_value(self, x: Tensor) -> bool:
-        return x.shape[0] == 1 and all(n <= m for n, m in zip(x.shape[2:],
-                                                              self._config.pad_multiple))
+        return x.shape[0] == 1 and all(n <= m for n, m in zip(x.shape[2:], self._deepest_stride))
 
     def _has_batch_norm(self) -> bool:
         return any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
@@ -290,11 +292,14 @@ def create(
     graph = resolve(topology, depth, len(body.levels) - 1, deep_supervision)
     if decoder_channels is None:
         decoder_channels = default_widths(graph, options.encoder_channels)
+    multiple = pad_multiple(graph, body, decoder_channels)
+    # one pixel at the deepest level has no variance within an image
+    smallest = max(body.smallest, 2 * max(multiple) if norm in ("instance", "group") else 1)
     config = Config(
         graph=graph, decoder_channels=decoder_channels, classes=classes, upsample=upsample,
         norm=norm, activation=activation, dropout=dropout, output=output,
         task=("binary" if classes == 1 else "multiclass") if task is None else task,
-        pad_multiple=pad_multiple(graph, body, decoder_channels), pad_smallest=body.smallest,
+        pad_multiple=multiple, pad_smallest=smallest,
         preprocessing=body.preprocessing,
         **vars(options) | {"image_size": body.fixed_size})
     return build(config, encoder_weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nestedseg.encoders.description import MAX_SIDE
 from nestedseg.errors import wholes
+from nestedseg.meta import meta_copy
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def summarise(model: nn.Module, size: int | Sequence[int] | None) -> Summary:
 @torch.no_grad()
 def count_macs(model: nn.Module, in_channels: int, size: Sequence[int]) -> int:
     """Multiply-accumulates of one forward pass on one image; nothing is computed."""
-    model = copy.deepcopy(model).to("meta")
+    model = meta_copy(model)
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(1, in_channels, *size, device="meta"))
     return counter.get_total_flops() // 2

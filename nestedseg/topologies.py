@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nestedseg.errors import nearest, show
-from nestedseg.graph import MAX_NODES, Graph, GraphError, position
+from nestedseg.graph import MAX_ROW, Graph, GraphError, position
 
 Rule = Callable[[int, int, int], "list[str] | dict[str, Any] | None"]
 
@@ -49,14 +49,14 @@ def topology(name: str, depth: int) -> Graph:
 
     Raises:
         ValueError: unknown name.
-        GraphError: a depth that is no whole number >= 1, or that makes more than 1,000 nodes.
+        GraphError: a depth that is no whole number from 1 to 31.
     """
     key = _ALIASES.get(name, name)
     if key not in _RULES:
         raise ValueError(f"unknown topology {show(name)}; "
                          f"{nearest(name, [*list_topologies(), *_ALIASES])}")
-    if type(depth) is not int or depth < 1 or depth > MAX_NODES:
-        raise GraphError(f"topology {name!r}: depth must be a whole number >= 1, "
+    if type(depth) is not int or not 1 <= depth <= MAX_ROW:
+        raise GraphError(f"topology {name!r}: depth must be a whole number from 1 to {MAX_ROW}, "
                          f"got {show(depth)}")
     rule = _RULES[key]
     values = {f"x{i}_{j}": rule(i, j, depth)
@@ -107,11 +107,12 @@ def with_supervision(graph: Graph, deep_supervision: bool | None) -> Graph:
     would then feed no head (U-Net^e: its decoders meet nowhere else).
 
     Raises:
-        ValueError: ``True`` with one head, ``False`` with decoders that only shallow heads read.
+        ValueError: ``True`` with one head (but at depth 1, where one is all there is), ``False``
+            with decoders that only shallow heads read.
     """
     deepest = graph.prune(graph.depths[-1])
     required = len(deepest.nodes) < len(graph.nodes)
-    if deep_supervision and len(graph.heads) == 1:
+    if deep_supervision and len(graph.heads) == 1 and graph.depth > 1:
         raise ValueError(f"topology {graph.name!r} has one head, {graph.heads[0]!r}, so "
                          "deep_supervision=True has nothing to supervise; leave it out")
     if deep_supervision is False and required:

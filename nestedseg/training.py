@@ -109,7 +109,8 @@ def fit(model: SegmentationModel, train: LabelledImages, validation: LabelledIma
 
     Args:
         model: what to train; its preprocessing is used as it stands.
-        train, validation: checked images.
+        train: checked images.
+        validation: likewise.
         run: folder to write to.
         settings: see `Settings`.
         resume: continue the run in the folder, if it has one.

@@ -24,8 +24,9 @@ class LabelledImages:
     Attributes:
         shapes: ``(H, W)`` of each image.
         in_channels: 1 if every image is grey, else 3.
-        mean, std: of each channel over all pixels, on the scale [0, 1] that divides integer
+        mean: of each channel over all pixels, on the scale [0, 1] that divides integer
             images by their dtype's largest value.
+        std: likewise.
         foreground: the fraction of pixels whose class is not 0.
 
     Raises:

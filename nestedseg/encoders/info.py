@@ -14,7 +14,8 @@ class EncoderInfo:
 
     Args:
         name: of the timm model.
-        strides, channels: of each level, finest first.
+        strides: of each level, finest first.
+        channels: likewise.
         parameters: of the whole timm model, its classifier included.
         pattern: "doubling", "isotropic" (one stride at every tap, as in a ViT; levels are made by
             a simple feature pyramid) or "irregular" (features are resampled).

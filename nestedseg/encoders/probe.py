@@ -22,6 +22,7 @@ from torch import nn
 DYNAMIC = ({}, {"dynamic_img_size": True, "dynamic_img_pad": True}, {"dynamic_img_size": True})
 FACTORS = (1, 2, 3, 4, 7, 8)  # of the deepest stride: windows, and strides within a stage
 ODD_SIZES = (5, 11)  # coprime to the factors, so that a size is no multiple of one by chance
+LIKE = 1.5  # how many times two measurements of one stride may differ, by rounding
 RGB = 3
 
 
@@ -31,11 +32,11 @@ class Unfit(ValueError):
 
 @dataclass(frozen=True)
 class Feature:
-    """One tap: its channels, its stride to the input, and whether that divides every input."""
+    """One tap: its channels, its stride to the input, and whether it fits its level as it is."""
 
     channels: int
     stride: float
-    exact: bool
+    fits: bool
 
     @property
     def nominal(self) -> int:
@@ -79,17 +80,20 @@ def probe(name: str, in_channels: int, image_size: tuple[int, int] | None = None
     """
     trial = Trial(name, in_channels)
     own = trial.native_size
-    native = trial.run(own)
-    deepest = max(nearest_power(own[0] / height) for _, height, _ in native)
-    return _any_size(trial, deepest) or _one_size(trial, image_size, deepest)
+    strides = strides_of(trial.run(own), own)
+    deepest = max(map(nearest_power, strides))
+    return _any_size(trial, strides, deepest) or _one_size(trial, image_size, deepest)
 
 
-def _any_size(trial: Trial, deepest: int) -> Probe | None:
+def _any_size(trial: Trial, strides: list[float], deepest: int) -> Probe | None:
     """The way in which the model takes any size, if there is one."""
     for factor, arguments in itertools.product(FACTORS, DYNAMIC):
         multiple = factor * deepest
         size = (ODD_SIZES[0] * multiple, ODD_SIZES[1] * multiple)
         if trial.fits(size, **arguments):
+            found = strides_of(trial.run(size, **arguments), size)
+            if max(a / b for a, b in zip(strides, found)) > LIKE:
+                return None  # it resizes the image itself, to one size
             count = next((n for n in FACTORS if trial.fits((n * multiple,) * 2, **arguments)), 8)
             return trial.result(size, arguments, factor, count * multiple, None)
     return None
@@ -150,11 +154,15 @@ class Trial:
     def result(self, size: tuple[int, int], arguments: dict[str, Any], factor: int,
                smallest: int, runs_at: tuple[int, int] | None) -> Probe:
         """The probe of the model built so, measured on an image of this size."""
-        features = []
-        for channels, height, width in self.run(size, **arguments):
-            feature = Feature(channels, size[0] / height, False)
-            exact = (height * feature.nominal, width * feature.nominal) == size
-            features.append(Feature(channels, size[0] / height, exact))
+        maps = self.run(size, **arguments)
+        strides = strides_of(maps, size)
+        fits = [(height * nearest_power(stride), width * nearest_power(stride)) == size
+                for (_, height, width), stride in zip(maps, strides)]
+        if runs_at and not all(fits):
+            # The image is then padded to a size that all levels divide, and resized to this one.
+            fits = [False] * len(fits)
+        features = [Feature(channels, stride, fit)
+                    for (channels, _, _), stride, fit in zip(maps, strides, fits)]
         parameters = sum(p.numel() for p in self._build(arguments).parameters())
         return Probe(tuple(features), tuple(sorted(arguments.items())), factor, smallest, runs_at,
                      self.in_channels, parameters)
@@ -179,6 +187,11 @@ def forward_taps(model: nn.Module, x: torch.Tensor,
     """The features of a timm model at these taps (default: all), each ``(N, C, h, w)``."""
     return model.forward_intermediates(x, indices=taps, output_fmt="NCHW",
                                        intermediates_only=True)
+
+
+def strides_of(maps: list[tuple[int, int, int]], size: tuple[int, int]) -> list[float]:
+    """Of each feature, along the height."""
+    return [size[0] / height for _, height, _ in maps]
 
 
 def nearest_power(stride: float) -> int:

@@ -42,7 +42,7 @@ def pattern_of(features: Sequence[Feature]) -> str:
     if len(strides) == 1:
         return "isotropic"
     doubles = strides == [strides[0] * 2 ** i for i in range(len(strides))]
-    return "doubling" if doubles and all(f.exact for f in features) else "irregular"
+    return "doubling" if doubles and all(f.fits for f in features) else "irregular"
 
 
 def choose_taps(features: Sequence[Feature], taps: Sequence[int] | None,
@@ -100,13 +100,13 @@ class Neck(nn.Module):
 
     def __init__(self, tap: Tap) -> None:
         super().__init__()
-        self.stride, self.exact = tap.stride, tap.feature.exact
+        self.fits = tap.feature.fits
         self.pool = max(1, tap.stride // tap.feature.nominal) if tap.made else 1
         self.grid = tap.feature.nominal if tap.made else tap.stride
         self.layers = make_layers(tap) if tap.made else nn.Identity()
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        if not self.exact:
+        if not self.fits:
             target = [side // self.grid for side in size]
             x = F.interpolate(x, size=target, mode="bilinear", align_corners=False)
         x = self.layers(x)

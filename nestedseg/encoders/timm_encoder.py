@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors import SafetensorError, safe_open
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from nestedseg.encoders.description import Description, Options
 from nestedseg.encoders.probe import Probe, forward_taps, probe
 from nestedseg.encoders.pyramid import Neck, Tap, choose_taps, pattern_of
+from nestedseg.encoders.trim import trim
 from nestedseg.errors import nearest, show
 from nestedseg.layers import Level
 
@@ -36,6 +38,8 @@ class TimmEncoder(nn.Module):
                  taps: tuple[Tap, ...]) -> None:
         super().__init__()
         self.runs_at = trial.runs_at
+        self.trial_size = trial.runs_at or (trial.smallest,) * 2
+        self.model_channels = trial.in_channels
         if in_channels != trial.in_channels:
             self.colours = nn.Conv2d(in_channels, trial.in_channels, 1)
         self.model = model
@@ -50,16 +54,24 @@ class TimmEncoder(nn.Module):
             x = self.colours(x)
         if self.runs_at is not None and tuple(size) != self.runs_at:
             x = F.interpolate(x, size=self.runs_at, mode="bilinear", antialias=True)
-        wanted = sorted(set(self.taps))
-        features = dict(zip(wanted, forward_taps(self.model, x, wanted)))
+        features = dict(zip(self._wanted, forward_taps(self.model, x, self._wanted)))
         return [neck(features[tap], size) for tap, neck in zip(self.taps, self.necks)]
 
     def keep(self, count: int) -> TimmEncoder:
         """Removes all levels but the ``count`` finest, and what computes only them."""
         self.taps, self.levels = self.taps[:count], self.levels[:count]
         self.necks = self.necks[:count]
-        self.model.prune_intermediate_layers(sorted(set(self.taps)), prune_norm=True)
+        self.model.prune_intermediate_layers(self._wanted, prune_norm=True)
+        trim(self.model, self._features_on_meta)
         return self
+
+    @property
+    def _wanted(self) -> list[int]:
+        return sorted(set(self.taps))
+
+    def _features_on_meta(self, model: nn.Module) -> list[Tensor]:
+        x = torch.empty(1, self.model_channels, *self.trial_size, device="meta")
+        return forward_taps(model, x, self._wanted)
 
 
 def levels_of(taps: tuple[Tap, ...]) -> tuple[Level, ...]:
