@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from nestedseg.errors import choose
+from nestedseg.errors import nearest, show
 from nestedseg.graph import Graph, GraphError, is_encoder, position
 from nestedseg.layers import BLOCKS, Level, Node, Style, make_head
 
@@ -122,8 +122,7 @@ def build_decoder(graph: Graph, encoder_levels: Sequence[Level], classes: int,
     modules: dict[str, nn.Module] = {}
     for node in graph.nodes.values():
         inputs = {name: shapes[name] for name in node.inputs}
-        kind = _check(graph, node.name, choose, "block", node.block or block, BLOCKS)
-        modules[node.name] = Node(inputs, shapes[node.name], node.fuse, kind, style)
+        modules[node.name] = Node(inputs, shapes[node.name], node.fuse, node.block or block, style)
     for head in graph.heads:
         modules[head_name(head)] = make_head(shapes[head].channels, classes, style.dims)
     return Decoder(graph, modules, {name: shapes[name].stride for name in graph.nodes})
@@ -131,7 +130,15 @@ def build_decoder(graph: Graph, encoder_levels: Sequence[Level], classes: int,
 
 def infer_levels(graph: Graph, encoder_levels: Sequence[Level],
                  channels: Sequence[int]) -> dict[str, Level]:
-    """Channels and stride of every node, encoder nodes included."""
+    """Channels and stride of every node, encoder nodes included.
+
+    Raises:
+        GraphError: a level or width that is missing, or an unknown block.
+    """
+    for node in graph.nodes.values():
+        if node.block is not None and node.block not in BLOCKS:
+            raise GraphError(f"topology {graph.name!r}, node {node.name!r}: unknown block "
+                             f"{show(node.block)}; {nearest(node.block, BLOCKS)}")
     if graph.levels > len(encoder_levels):
         last = graph.encoder_row + len(encoder_levels) - 1
         raise GraphError(
@@ -169,10 +176,3 @@ def _row_stride(graph: Graph, row: int, encoder_levels: Sequence[Level]) -> tupl
         return tuple(stride // 2 ** -level for stride in finest)
     beyond = max(0, level - len(encoder_levels) + 1)
     return tuple(stride * 2 ** beyond for stride in encoder_levels[level - beyond].stride)
-
-
-def _check(graph: Graph, node: str, check: Callable[..., str], *args: object) -> str:
-    try:
-        return check(*args)
-    except ValueError as error:
-        raise GraphError(f"topology {graph.name!r}, node {node!r}: {error}") from None

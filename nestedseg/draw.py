@@ -5,6 +5,7 @@ These functions read a graph's ``nodes``, ``heads``, ``depths`` and ``encoder_ro
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,7 @@ def _places(graph: Graph) -> dict[str, tuple[float, float]]:
     """Centre of every node: a row's nodes lie between those of the row above, as in Fig. 1."""
     names = [*(f"x{row}_0" for row in range(graph.encoder_row, graph.depth + 1)), *graph.nodes]
     first = min(map(_row, names))
-    longest = max((_column(b) - _column(a) for a, b in _edges(graph) if _row(a) == _row(b)),
+    longest = max((abs(_column(b) - _column(a)) for a, b in _edges(graph) if _row(a) == _row(b)),
                   default=1)
     top = MARGIN + 26 + ARC * max(0, longest - 1) / 2
     left = min(_row(name) + 2 * _column(name) for name in names)
@@ -147,4 +148,5 @@ def _marker(name: str) -> str:
 
 
 def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+    """For XML, which also has no room for control characters."""
+    return html.escape("".join(char for char in text if char.isprintable()))

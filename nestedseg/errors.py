@@ -14,14 +14,21 @@ _repr.maxstring = _repr.maxother = 80
 
 
 def show(value: object) -> str:
-    """A short repr: what a stranger's file holds may be very long."""
-    return _repr.repr(value)
+    """A short repr: what a stranger's file holds may be very long, or nested very deeply."""
+    if isinstance(value, int) and abs(value) > 10 ** 80:
+        return "a number of more than 80 digits"
+    try:
+        return _repr.repr(value)
+    except (ValueError, RecursionError):  # such values inside of others
+        return f"a {type(value).__name__}"
 
 
 def nearest(name: object, allowed: Iterable[str]) -> str:
     """The part of a message that lists what is allowed, with the nearest match to ``name``."""
     allowed = list(allowed)
-    close = difflib.get_close_matches(str(name)[:80], allowed, n=5)
+    lower = {option.lower(): option for option in allowed}
+    text = name.lower()[:80] if isinstance(name, str) else ""
+    close = [lower[match] for match in difflib.get_close_matches(text, lower, n=5)]
     hint = f"did you mean {close[0]!r}? " if close else ""
     if len(allowed) <= LISTED:
         return f"{hint}Allowed: {', '.join(allowed)}"

@@ -227,17 +227,16 @@ class Graph:
         return cls(data["nodes"], data["heads"], data.get("encoder_row", 0), name)
 
     def to_json(self, indent: int | None = 2) -> str:
+        """The JSON text that `from_json` reads."""
         return json.dumps(self.to_dict(), indent=indent)
 
     @classmethod
     def from_json(cls, text: str | Path, name: str = "graph") -> Graph:
         """The graph in a JSON text, or in the file at a `Path`."""
-        if isinstance(text, Path):
-            text, name = text.read_text(), text.stem
+        name = text.stem if isinstance(text, Path) else name
         try:
+            text = text.read_text(encoding="utf-8") if isinstance(text, Path) else text
             data = json.loads(text, object_pairs_hook=_no_duplicates)
-        except GraphError:
-            raise
         except (ValueError, RecursionError) as error:
             raise GraphError(f"topology {name!r} is not valid JSON: {error}") from None
         return cls.from_dict(data, name)
@@ -267,7 +266,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     for key, value in pairs:
         if key in seen:
-            raise GraphError(f"the key {key!r} stands twice in the same JSON object")
+            raise ValueError(f"the key {show(key)} stands twice in the same object")
         seen[key] = value
     return seen
 
@@ -320,12 +319,13 @@ def _check_options(graph: Graph, node: Node) -> None:
         _fail(graph, f"'block' must be the name of a block, got {show(node.block)}", node.name)
 
 
-def _check_name(graph: Graph, name: Any) -> None:
+def _check_name(graph: Graph, name: Any, reader: str | None = None) -> None:
+    """The name of a node or, where ``reader`` is given, of one of its inputs."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         _fail(graph, f"{show(name)} is no node name; nodes are named 'x{{row}}_{{column}}', "
-                     "like 'x0_1'")
+                     "like 'x0_1'", reader)
     if position(name)[0] > MAX_ROW:
-        _fail(graph, f"row {position(name)[0]} is deeper than the deepest allowed, {MAX_ROW}", name)
+        _fail(graph, f"the row of {name!r} is deeper than the deepest allowed, {MAX_ROW}", reader)
 
 
 def _check_edges(graph: Graph) -> None:
@@ -335,7 +335,7 @@ def _check_edges(graph: Graph) -> None:
     for node in graph.nodes.values():
         seen: set[str] = set()
         for name in node.inputs:
-            _check_name(graph, name)
+            _check_name(graph, name, node.name)
             if name in seen:
                 _fail(graph, f"input {name!r} stands twice; list it once", node.name)
             seen.add(name)
@@ -399,9 +399,9 @@ def _check_heads(graph: Graph) -> None:
     heads = graph.heads
     for index, head in enumerate(heads):
         if head in heads[:index]:
-            _fail(graph, f"head {head!r} stands twice; list it once")
+            _fail(graph, f"head {show(head)} stands twice; list it once")
         if head not in graph.nodes:
-            _fail(graph, f"head {head!r} is no node of the graph; {nearest(head, graph.nodes)}")
+            _fail(graph, f"head {show(head)} is no node of the graph; {nearest(head, graph.nodes)}")
     if not graph.encoder_nodes:
         _fail(graph, "no node reads the encoder")
     dead = set(graph.nodes) - graph.ancestors(heads)

@@ -292,9 +292,7 @@ def create(
     graph = resolve(topology, depth, len(body.levels) - 1, deep_supervision)
     if decoder_channels is None:
         decoder_channels = default_widths(graph, options.encoder_channels)
-    multiple = pad_multiple(graph, body, decoder_channels)
-    # one pixel at the deepest level has no variance within an image
-    smallest = max(body.smallest, 2 * max(multiple) if norm in ("instance", "group") else 1)
+    multiple, smallest = padding(graph, body, decoder_channels, norm)
     config = Config(
         graph=graph, decoder_channels=decoder_channels, classes=classes, upsample=upsample,
         norm=norm, activation=activation, dropout=dropout, output=output,
@@ -305,10 +303,14 @@ def create(
     return build(config, encoder_weights)
 
 
-def pad_multiple(graph: Graph, body: Description, channels: Sequence[int]) -> tuple[int, ...]:
-    """What images are padded to: all that the encoder's levels and the graph's rows divide by."""
+def padding(graph: Graph, body: Description, channels: Sequence[int],
+            norm: str | None) -> tuple[tuple[int, ...], int]:
+    """What images are padded to a multiple of, and the shortest side that is left to them."""
     strides = [shape.stride for shape in infer_levels(graph, body.levels, channels).values()]
-    return tuple(math.lcm(*axis) for axis in zip(body.multiples[graph.levels - 1], *strides))
+    multiple = tuple(math.lcm(*axis) for axis in zip(body.multiples[graph.levels - 1], *strides))
+    if norm in ("instance", "group"):  # one pixel at the deepest level would have no variance
+        return multiple, max(body.smallest, 2 * max(map(max, strides)))
+    return multiple, body.smallest
 
 
 def build(config: Config, encoder_weights: str | Path | bool | None = None) -> SegmentationModel:
@@ -318,7 +320,7 @@ def build(config: Config, encoder_weights: str | Path | bool | None = None) -> S
         ValueError: the parts of the configuration do not fit together.
     """
     body = describe_encoder(config.encoder_options)
-    needed = pad_multiple(config.graph, body, config.decoder_channels)
+    needed, _ = padding(config.graph, body, config.decoder_channels, config.norm)
     if any(m % n or m > max(n, MAX_PAD) for m, n in zip(config.pad_multiple, needed)):
         raise ValueError(f"pad_multiple {config.pad_multiple} is no multiple of {needed}")
     encoder = build_encoder(config.encoder_options, config.style, encoder_weights)

@@ -31,7 +31,8 @@ def save(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Tenso
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     replace_files(directory, {
         WEIGHTS: lambda path: safetensors.torch.save_file(tensors, path, {"format": "pt"}),
-        CONFIG: lambda path: path.write_text(json.dumps(config, indent=2) + "\n")})
+        CONFIG: lambda path: path.write_text(
+            json.dumps(config, indent=2) + "\n", encoding="utf-8")})
 
 
 def replace_files(directory: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
@@ -100,7 +101,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} has {path.stat().st_size} bytes; at most "
                          f"{MAX_CONFIG_BYTES} are read")
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is not valid JSON: {error}") from None
     if not isinstance(data, dict):

@@ -39,7 +39,8 @@ class Options:
                                 ("image_size", 1, MAX_SIDE), ("encoder_taps", 0, MAX_SIDE),
                                 ("pyramid_channels", 1, MAX_CHANNELS)):
             value = getattr(self, name)
-            if value is not None and type(value) not in (bool, int):
+            needed = name == "encoder_channels" and self.encoder == "plain"
+            if (value is not None or needed) and not (name == "stem" and isinstance(value, int)):
                 object.__setattr__(self, name, wholes(name, value, low, high))
         if self.image_size is not None and len(self.image_size) != self.dims:
             raise ValueError(f"image_size needs {self.dims} numbers for a {self.dims}-D model, "
