@@ -94,7 +94,7 @@ class Graph:
 
     Raises:
         GraphError: cycle, unknown input or key, duplicate, dead node, head that is no node, more
-            than 1,000 nodes.
+            than 1,000 nodes or 20,000 inputs.
 
     Examples:
         >>> Graph(nodes={"x0_1": ["x0_0", "x1_0"]}, heads=["x0_1"]).depth
@@ -192,6 +192,8 @@ class Graph:
 
     def prune(self, depth: int) -> Graph:
         """What the head of this depth needs, and that head alone (the paper's L^depth).
+
+        The depth of the one head left is again its column.
 
         Raises:
             GraphError: there is no head at this depth.
@@ -368,7 +370,8 @@ def _sorted(graph: Graph) -> list[str]:
                 heapq.heappush(ready, _rank(consumer))
     if len(order) < len(graph.nodes):
         cycle = _cycle(graph, set(graph.nodes) - set(order))
-        _fail(graph, "the inputs form a cycle: " + " <- ".join(cycle), cycle[0])
+        shown = cycle if len(cycle) <= 12 else [*cycle[:10], "...", cycle[-1]]
+        _fail(graph, "the inputs form a cycle: " + " <- ".join(shown), cycle[0])
     return order
 
 
@@ -402,8 +405,6 @@ def _check_heads(graph: Graph) -> None:
             _fail(graph, f"head {show(head)} stands twice; list it once")
         if head not in graph.nodes:
             _fail(graph, f"head {show(head)} is no node of the graph; {nearest(head, graph.nodes)}")
-    if not graph.encoder_nodes:
-        _fail(graph, "no node reads the encoder")
     dead = set(graph.nodes) - graph.ancestors(heads)
     if dead:
         _fail(graph, "no head depends on it (dead node); remove it or put a head on it",

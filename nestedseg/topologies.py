@@ -51,7 +51,7 @@ def topology(name: str, depth: int) -> Graph:
         ValueError: unknown name.
         GraphError: a depth that is no whole number from 1 to 31.
     """
-    key = _ALIASES.get(name, name)
+    key = _ALIASES.get(name, name) if isinstance(name, str) else None
     if key not in _RULES:
         raise ValueError(f"unknown topology {show(name)}; "
                          f"{nearest(name, [*list_topologies(), *_ALIASES])}")
