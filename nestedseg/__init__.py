@@ -5,6 +5,7 @@ from importlib import import_module as _import_module
 from nestedseg.encoders import encoder_info, list_encoders
 from nestedseg.graph import Graph, GraphError
 from nestedseg.hub import from_pretrained
+from nestedseg.lowering import execution
 from nestedseg.model import SegmentationModel, choose_depth, create
 from nestedseg.preprocess import preprocess
 from nestedseg.topologies import list_topologies, register_topology, topology
@@ -18,6 +19,7 @@ __all__ = [
     "choose_depth",
     "create",
     "encoder_info",
+    "execution",
     "from_pretrained",
     "list_encoders",
     "list_topologies",

@@ -15,6 +15,7 @@ from nestedseg.encoders.description import MAX_SIDE, Options
 from nestedseg.errors import choose, nearest, show, whole, wholes
 from nestedseg.graph import MAX_CHANNELS, Graph
 from nestedseg.layers import ACTIVATIONS, NORMS, UPSAMPLINGS, Style
+from nestedseg.lowering import EXECUTIONS
 from nestedseg.targets import TASKS, check_classes
 
 SCHEMA_VERSION = 1
@@ -56,6 +57,7 @@ class Config:
     dropout: float = 0.0
     dims: int = 2
     output: str | int = "deepest"
+    execution: str = "fast"
     pad_multiple: tuple[int, ...] = (1, 1)
     pad_smallest: int = 1
     preprocessing: dict[str, Any] | None = None
@@ -70,6 +72,7 @@ class Config:
         if self.norm is not None:
             choose("norm", self.norm, NORMS)
         choose("activation", self.activation, ACTIVATIONS)
+        choose("execution", self.execution, EXECUTIONS)
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be a probability in [0, 1), got {show(self.dropout)}")
         check_output(self.output, self.graph)
@@ -87,7 +90,8 @@ class Config:
 
     @property
     def style(self) -> Style:
-        return Style(self.dims, self.norm, self.activation, self.dropout, self.upsample)
+        return Style(self.dims, self.norm, self.activation, self.dropout, self.upsample,
+                     self.execution)
 
     def prune(self, depth: int) -> Config:
         """The configuration of the model that `prune(depth)` gives."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from nestedseg.lowering import join
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -44,6 +44,7 @@ class Style:
     activation: str = "relu"
     dropout: float = 0.0
     upsample: str = "nearest"
+    execution: str = "fast"
 
     def make_norm(self, channels: int) -> nn.Module:
         return NORMS[self.norm](channels, self.dims) if self.norm else nn.Identity()
@@ -60,7 +61,9 @@ class Level:
 class DoubleConv(nn.Module):
     """H: twice (3x3 convolution, norm, activation, dropout). The paper's plain form: norm=None.
 
-    ``(N, in_channels, *spatial)`` -> ``(N, out_channels, *spatial)``.
+    ``(N, in_channels, *spatial)`` -> ``(N, out_channels, *spatial)``. Like every block of a node it
+    is ``finish(first(x))``, where ``first`` is a convolution, so that a node may compute that one
+    without concatenating its inputs.
     """
 
     def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
@@ -75,9 +78,17 @@ class DoubleConv(nn.Module):
         self.dropout = nn.Dropout(style.dropout)
         self.apply(init_he)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.dropout(self.act1(self.norm1(self.conv1(x))))
+    @property
+    def first(self) -> nn.Module:
+        return self.conv1
+
+    def finish(self, x: Tensor) -> Tensor:
+        """All that follows the first convolution."""
+        x = self.dropout(self.act1(self.norm1(x)))
         return self.dropout(self.act2(self.norm2(self.conv2(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.finish(self.conv1(x))
 
 
 BLOCKS: dict[str, Callable[[int, int, Style], nn.Module]] = {"double_conv": DoubleConv}
@@ -107,6 +118,11 @@ class Edge(nn.Module):
             self.out_channels = target.channels
         self.apply(init_he)
 
+    @property
+    def composes(self) -> bool:
+        """Whether it is nearest up-sampling and nothing else."""
+        return self.rises and self.mode == "nearest" and not hasattr(self, "project")
+
     def forward(self, x: Tensor) -> Tensor:
         if hasattr(self, "project"):  # before up-sampling, with which it commutes: fewer pixels
             x = self.project(x)
@@ -134,11 +150,11 @@ class Node(nn.Module):
         widths = [edge.out_channels for edge in self.edges.values()]
         channels = target.channels if fuse == "sum" else sum(widths)
         self.block = BLOCKS[block](channels, target.channels, style)
+        self.execution = style.execution
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        maps = [edge(x) for edge, x in zip(self.edges.values(), inputs)]
-        fused = reduce(torch.add, maps) if self.fuse == "sum" else torch.cat(maps, dim=1)
-        return self.block(fused)
+        edges = tuple(self.edges.values())
+        return self.block.finish(join(self.block.first, edges, inputs, self.fuse, self.execution))
 
 
 def max_pool(x: Tensor, factor: int | Sequence[int]) -> Tensor:

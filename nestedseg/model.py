@@ -234,6 +234,7 @@ def create(
     stem: bool | int | Sequence[int] = False,
     encoder_taps: Sequence[int] | None = None,
     pyramid_channels: Sequence[int] | None = None,
+    execution: str = "fast",
 ) -> SegmentationModel:
     """A segmentation model: a skip topology compiled over an encoder.
 
@@ -277,6 +278,8 @@ def create(
         pyramid_channels: of the levels (strides 4, 8, 16, 32) that are made from an encoder with
             one stride throughout, by a simple feature pyramid (Li et al., ViTDet, 2022,
             arXiv 2203.16527). Default: the encoder's, halved at each doubling of resolution.
+        execution: how the decoder's nodes are computed: "fast", or "reference" (obvious, slower,
+            the same up to rounding); see `nestedseg.execution`.
 
     Raises:
         ValueError: an unknown name, or numbers that do not fit together.
@@ -295,7 +298,7 @@ def create(
     multiple, smallest = padding(graph, body, decoder_channels, norm)
     config = Config(
         graph=graph, decoder_channels=decoder_channels, classes=classes, upsample=upsample,
-        norm=norm, activation=activation, dropout=dropout, output=output,
+        norm=norm, activation=activation, dropout=dropout, output=output, execution=execution,
         task=("binary" if classes == 1 else "multiclass") if task is None else task,
         pad_multiple=multiple, pad_smallest=smallest,
         preprocessing=body.preprocessing,
@@ -323,11 +326,11 @@ def build(config: Config, encoder_weights: str | Path | bool | None = None) -> S
     needed, _ = padding(config.graph, body, config.decoder_channels, config.norm)
     if any(m % n or m > max(n, MAX_PAD) for m, n in zip(config.pad_multiple, needed)):
         raise ValueError(f"pad_multiple {config.pad_multiple} is no multiple of {needed}")
-    encoder = build_encoder(config.encoder_options, config.style, encoder_weights)
-    decoder = build_decoder(config.graph, encoder.levels, config.classes, config.decoder_channels,
+    encoder = build_encoder(config.encoder_options, config.style, encoder_weights,
+                            config.graph.levels)
+    decoder = build_decoder(config.graph, body.levels, config.classes, config.decoder_channels,
                             config.style)
-    # weights first, then the cut: a depth never changes which weights match
-    return SegmentationModel(config, encoder.keep(config.graph.levels), decoder)
+    return SegmentationModel(config, encoder, decoder)
 
 
 def default_widths(graph: Graph, encoder_channels: Sequence[int] | None) -> tuple[int, ...]:

@@ -41,44 +41,48 @@ def describe_encoder(options: Options) -> Description:
     Raises:
         ValueError: unknown name, or options that it cannot serve.
     """
+    body = describe_body(options)
+    return with_stem(body, options.stem) if options.stem else body
+
+
+def describe_body(options: Options) -> Description:
+    """The same without a stem."""
     if options.encoder == "plain":
-        description = plain.describe(options)
-    else:
-        timm_encoder.parse_name(options.encoder)
-        if options.dims != 2:
-            raise ValueError(f"dims={options.dims} needs encoder='plain'; got {options.encoder!r}, "
-                             "a 2-D model")
-        description = timm_encoder.describe(options)
-    return with_stem(description, options) if options.stem else description
+        return plain.describe(options)
+    timm_encoder.parse_name(options.encoder)
+    if options.dims != 2:
+        raise ValueError(f"dims={options.dims} needs encoder='plain'; got {options.encoder!r}, "
+                         "a 2-D model")
+    return timm_encoder.describe(options)
 
 
-def with_stem(description: Description, options: Options) -> Description:
+def with_stem(body: Description, stem: bool | int | tuple[int, ...]) -> Description:
     """The description with the stem's levels before the encoder's own."""
-    finest = description.levels[0].stride
-    widths = stem_channels(options.stem, finest[0])
+    finest = body.levels[0].stride
+    widths = stem_channels(stem, finest[0])
     strides = [(2 ** row,) * len(finest) for row in range(len(widths))]
     levels = tuple(Level(width, stride) for width, stride in zip(widths, strides))
-    whole_image = [description.multiples[0]] if description.fixed_size else strides
-    multiples = (*(whole_image * len(strides))[:len(strides)], *description.multiples)
-    return replace(description, levels=levels + description.levels, multiples=multiples)
+    multiples = [body.multiples[0]] * len(widths) if body.fixed_size else strides
+    return replace(body, levels=levels + body.levels, multiples=(*multiples, *body.multiples))
 
 
-def build_encoder(options: Options, style: Style,
-                  weights: str | Path | bool | None = None) -> nn.Module:
-    """The encoder with all its levels, its weights loaded.
+def build_encoder(options: Options, style: Style, weights: str | Path | bool | None,
+                  count: int) -> nn.Module:
+    """The encoder with its ``count`` finest levels, its weights loaded.
 
     Raises:
         ValueError: unknown name, or weights asked for an encoder that has none.
         OSError: weights that cannot be fetched or read.
     """
-    description = describe_encoder(options)
+    levels, body = describe_encoder(options).levels, describe_body(options)
+    added = len(levels) - len(body.levels)
     if options.encoder != "plain":
-        encoder: nn.Module = timm_encoder.build(options, weights, description)
+        encoder = timm_encoder.build(options, weights, body, max(1, count - added))
     elif weights:
         raise ValueError("the plain encoder has no pretrained weights; use encoder_weights=None, "
                          f"got {weights!r}")
     else:
-        encoder = plain.PlainEncoder(options.in_channels, description, style)
-    if not options.stem:
+        encoder = plain.PlainEncoder(options.in_channels, body, style).keep(count)
+    if not added:
         return encoder
-    return StemmedEncoder(options.in_channels, description.levels, encoder, style)
+    return StemmedEncoder(options.in_channels, levels, added, encoder, style).keep(count)

@@ -32,16 +32,16 @@ def stem_channels(stem: bool | int | Sequence[int], finest: int) -> tuple[int, .
 class StemmedEncoder(nn.Module):
     """Levels at strides 1, 2, ... computed from the image by blocks H, before those of an encoder.
 
-    ``(N, in_channels, H, W)`` -> one feature a level, finest first.
+    ``(N, in_channels, H, W)`` -> one feature a level, finest first. The first ``added`` of the
+    levels are the stem's.
     """
 
-    def __init__(self, in_channels: int, levels: tuple[Level, ...], body: nn.Module,
+    def __init__(self, in_channels: int, levels: tuple[Level, ...], added: int, body: nn.Module,
                  style: Style) -> None:
         super().__init__()
         self.levels = levels
-        added = levels[:len(levels) - len(body.levels)]
         self.stem = nn.ModuleList()
-        for level in added:
+        for level in levels[:added]:
             self.stem.append(DoubleConv(in_channels, level.channels, style))
             in_channels = level.channels
         self.body = body

@@ -28,15 +28,17 @@ class TimmEncoder(nn.Module):
     """Features of a timm model, ``(N, in_channels, H, W)`` -> one a level, finest first.
 
     Args:
-        model: a plain timm model, which is cut down in place.
+        name: of the timm model.
+        model: the plain timm model, which is cut down in place.
         in_channels: channels of the image.
         trial: how the model is fed.
         taps: the levels, finest first.
     """
 
-    def __init__(self, model: nn.Module, in_channels: int, trial: Probe,
+    def __init__(self, name: str, model: nn.Module, in_channels: int, trial: Probe,
                  taps: tuple[Tap, ...]) -> None:
         super().__init__()
+        self.key = name, trial
         self.runs_at = trial.runs_at
         self.trial_size = trial.runs_at or (trial.smallest,) * 2
         self.model_channels = trial.in_channels
@@ -62,7 +64,7 @@ class TimmEncoder(nn.Module):
         self.taps, self.levels = self.taps[:count], self.levels[:count]
         self.necks = self.necks[:count]
         self.model.prune_intermediate_layers(self._wanted, prune_norm=True)
-        trim(self.model, self._features_on_meta)
+        trim(self.model, self._features_on_meta, (self.key, self.taps))
         return self
 
     @property
@@ -102,9 +104,11 @@ def multiples_of(taps: tuple[Tap, ...], trial: Probe) -> tuple[tuple[int, int], 
     return tuple((max(needed[:index + 1]),) * 2 for index in range(len(needed)))
 
 
-def build(options: Options, weights: str | Path | bool | None,
-          description: Description) -> TimmEncoder:
-    """The encoder of a timm model with all its levels.
+def build(options: Options, weights: str | Path | bool | None, description: Description,
+          count: int) -> TimmEncoder:
+    """The encoder of a timm model with its ``count`` finest levels.
+
+    The weights are loaded before it is cut, so a depth never changes which of them match.
 
     Args:
         weights: ``None`` = random; ``"imagenet"`` or ``True`` = those of the name's tag, else of
@@ -117,7 +121,7 @@ def build(options: Options, weights: str | Path | bool | None,
     trial, taps = description.backbone
     arguments = dict(trial.arguments) | {"in_chans": trial.in_channels}
     model = load_model(options.encoder, weights, arguments)
-    return TimmEncoder(model, options.in_channels, trial, taps)
+    return TimmEncoder(options.encoder, model, options.in_channels, trial, taps[:count])
 
 
 def load_model(name: str, weights: str | Path | bool | None,

@@ -7,7 +7,7 @@ their gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from nestedseg.meta import meta_copy
 
 Run = Callable[[nn.Module], Sequence[Tensor]]
+Idle = dict[str, "type[nn.Module] | None"]
+
+_found: dict[Hashable, Idle] = {}
 
 
 class Nothing(nn.Module):
@@ -24,18 +27,32 @@ class Nothing(nn.Module):
         return x.new_zeros(())
 
 
-def trim(model: nn.Module, run: Run) -> None:
+def trim(model: nn.Module, run: Run, key: Hashable) -> None:
     """Takes out, in place, the modules and parameters that get no gradient.
 
     Args:
         run: computes the features that are kept; it is called with a copy on the meta device.
+        key: of the model and its features: what is found for one is found once in a process.
     """
+    if key not in _found:
+        _found[key] = find_idle(model, run)
+    for path, stub in _found[key].items():
+        if stub is None:
+            to_buffer(model, path)
+        else:
+            model.set_submodule(path, stub())
+
+
+def find_idle(model: nn.Module, run: Run) -> Idle:
+    """What can go: stubs by the path of a module, ``None`` by that of a lone parameter."""
     ghost = meta_copy(model).eval()
     unused = unused_parameters(ghost, run)
+    idle: Idle = {}
     if unused:
         with torch.no_grad():
             shapes = shapes_of(ghost, run)
-            remove(model, ghost, unused, lambda: shapes_of(ghost, run) == shapes)
+            collect(ghost, unused, lambda: shapes_of(ghost, run) == shapes, idle)
+    return idle
 
 
 def unused_parameters(ghost: nn.Module, run: Run) -> set[str]:
@@ -52,35 +69,37 @@ def unused_parameters(ghost: nn.Module, run: Run) -> set[str]:
     return {name for name, grad in zip(parameters, grads) if grad is None}
 
 
-def remove(model: nn.Module, ghost: nn.Module, unused: set[str], runs: Callable[[], bool],
-           path: str = "") -> None:
-    """Removes what is unused below ``path``, from the outermost inwards, if the copy then runs."""
+def collect(ghost: nn.Module, unused: set[str], runs: Callable[[], bool], idle: Idle,
+            path: str = "") -> None:
+    """Adds what is unused below ``path``, from the outermost inwards, if the copy then runs."""
     module = ghost.get_submodule(path)
     for name, _ in module.named_parameters(recurse=False):
         if join(path, name) in unused:
-            to_buffer(model.get_submodule(path), name)
+            idle[join(path, name)] = None
     for name, child in module.named_children():
         inner = join(path, name)
         own = {join(inner, parameter) for parameter, _ in child.named_parameters()}
         stub = stub_for(ghost, inner, runs) if own and own <= unused else None
         if stub is not None:
-            model.set_submodule(inner, stub)
+            idle[inner] = stub
         elif own & unused:
-            remove(model, ghost, unused, runs, inner)
+            collect(ghost, unused, runs, idle, inner)
 
 
-def to_buffer(module: nn.Module, name: str) -> None:
-    """A parameter that the module's code mentions stays, but is not trained."""
+def to_buffer(model: nn.Module, path: str) -> None:
+    """A parameter that the model's code mentions stays, but is not trained."""
+    owner, _, name = path.rpartition(".")
+    module = model.get_submodule(owner)
     value = getattr(module, name).detach()
     delattr(module, name)
     module.register_buffer(name, value)
 
 
-def stub_for(ghost: nn.Module, path: str, runs: Callable[[], bool]) -> nn.Module | None:
-    """Puts a stub in the copy's place of a module, if it runs so."""
+def stub_for(ghost: nn.Module, path: str, runs: Callable[[], bool]) -> type[nn.Module] | None:
+    """Puts a stub in a module's place in the copy, if it runs so."""
     before = ghost.get_submodule(path)
-    for stub in (nn.Identity(), Nothing()):
-        ghost.set_submodule(path, stub)
+    for stub in (nn.Identity, Nothing):
+        ghost.set_submodule(path, stub())
         if runs():
             return stub
     ghost.set_submodule(path, before)

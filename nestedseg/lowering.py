@@ -77,18 +77,44 @@ def join_reference(conv: nn.Module, edges: Sequence[Edge], inputs: Sequence[Tens
 
 
 def join_fast(conv: nn.Module, edges: Sequence[Edge], inputs: Sequence[Tensor]) -> Tensor:
-    """The sum of a convolution of each input, which is brought to the resolution by it."""
-    dims, bias, total = inputs[0].dim() - 2, conv.bias, None
+    """One transposed convolution of each up-sampled input, one convolution of all the others."""
+    dims = inputs[0].dim() - 2
     weights = split_weight(conv.weight, [edge.out_channels for edge in edges])
-    for edge, x, weight in zip(edges, inputs, weights):
+    parts = list(zip(edges, inputs, weights))
+    beside = [(edge(x), weight) for edge, x, weight in parts if not edge.composes]
+    total = convolve_all(beside, conv.bias) if beside else None
+    for edge, x, weight in parts:
         if edge.composes:
-            kernel = compose_nearest(weight, edge.up_by)
-            y = CONV_TRANSPOSE[dims](x, kernel, bias, stride=edge.up_by, padding=1)
-        else:
-            y = CONV[dims](edge(x), weight, bias, padding=1)
-        bias = None  # once
-        total = y if total is None else total.add_(y)  # no backward pass needs the summands
+            bias = conv.bias if total is None else None  # once
+            y = CONV_TRANSPOSE[dims](x, compose_nearest(weight, edge.up_by), bias,
+                                     stride=edge.up_by, padding=1)
+            total = y if total is None else total.add_(y)  # no backward pass needs the summands
     return total
+
+
+def convolve_all(parts: Sequence[tuple[Tensor, Tensor]], bias: Tensor | None) -> Tensor:
+    """One convolution of maps of one resolution, each with its part of the weight.
+
+    A wide convolution is faster than a sum of narrow ones, so the maps are concatenated for it;
+    but the backward pass keeps the maps, which are there anyway, and concatenates them again.
+    """
+    maps, weights = [x for x, _ in parts], [weight for _, weight in parts]
+    convolve = CONV[maps[0].dim() - 2]
+    if len(maps) == 1:
+        return convolve(maps[0], weights[0], bias, padding=1)
+    joined, weight = torch.cat(maps, dim=1), torch.cat(weights, dim=1)
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return convolve(joined, weight, bias, padding=1)
+    address = joined.data_ptr()
+
+    def pack(saved: Tensor) -> Tensor | list[Tensor]:
+        return maps if saved.data_ptr() == address and saved.shape == joined.shape else saved
+
+    def unpack(kept: Tensor | list[Tensor]) -> Tensor:
+        return torch.cat(kept, dim=1) if isinstance(kept, list) else kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return convolve(joined, weight, bias, padding=1)
 
 
 def split_weight(weight: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
@@ -102,7 +128,7 @@ def split_weight(weight: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
 def compose_nearest(weight: Tensor, factor: Sequence[int]) -> Tensor:
     """The kernel of the transposed convolution that equals conv3x3 after nearest up-sampling.
 
-    Along one axis, with up-sampling by f, y[p] = sum_t w[t] x[floor((p + t) / f)] over t = -1, 0, 1.
+    Along one axis, with up-sampling by f, y[p] = sum_t w[t] x[floor((p + t) / f)], t = -1, 0, 1.
     Written as y[p] = sum_q k[p - f q] x[q], that is k[o] = sum of those w[t] with 0 <= o + t < f,
     for o = -1 ... f. Stride f, padding 1; with f = 1 it is the flipped kernel. Sums alone, so it
     keeps float32 under autocast, and gradients reach the 3x3 weight.
