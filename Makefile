@@ -1,0 +1,48 @@
+# Needs make and Python >= 3.10 on Linux or macOS; all else goes into a virtual environment.
+#
+#   make demo                          train on pictures that the package makes, for two minutes
+#   make demo IMAGES=DIR LABELS=DIR    the same on your own
+#   make test                          the whole suite
+#   make test-slow                     the long sweeps that `make test` leaves out
+#   make docs                          the documentation, in site/
+#   make clean                         remove what the above made
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= $(if $(IMAGES)$(LABELS),runs/demo,demo)
+FOLDERS = $(if $(IMAGES),--images "$(IMAGES)") $(if $(LABELS),--labels "$(LABELS)")
+BIN := $(VENV)/bin
+comma := ,
+
+.PHONY: demo test test-slow docs clean
+.NOTPARALLEL:
+
+demo: $(VENV)/.train
+	$(BIN)/nestedseg demo --out "$(OUT)" $(FOLDERS)
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) demo site build *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# The environment. A stamp stands for an installation that came to its end; while there is none,
+# what lies there may be half of one, and is made anew. A stamp holds for what it installs more
+# than the last: docs has test in it, test has train.
+$(VENV)/.train: EXTRAS := train
+$(VENV)/.test: EXTRAS := train,test
+$(VENV)/.docs: EXTRAS := train,test,docs
+
+$(VENV)/.train $(VENV)/.test $(VENV)/.docs: pyproject.toml
+	@ls $(VENV)/.train $(VENV)/.test $(VENV)/.docs 2>/dev/null | grep -q . \
+	  || $(PYTHON) -m venv --clear $(VENV)
+	@rm -f $(VENV)/.train $(VENV)/.test $(VENV)/.docs
+	$(BIN)/python -m pip install --editable ".[$(EXTRAS)]"
+	@touch $(addprefix $(VENV)/.,$(subst $(comma), ,$(EXTRAS)))
