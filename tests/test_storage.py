@@ -484,9 +484,9 @@ def test_kill_9_at_random_moments_leaves_one_model_whole(two_models, tmp_path):
             for model in two_models:
                 model.save_pretrained(tmp_path)
 
-    for _ in range(15):
+    while len(found) < 15 or (set(found) != {0, 1} and len(found) < 100):
         pid = in_child(work)
-        time.sleep(rng.uniform(0.01, 0.1))
+        time.sleep(rng.uniform(0.01, 0.3))  # a save may take this long where the disk is slow
         os.kill(pid, signal.SIGKILL)
         assert wait(pid) == -signal.SIGKILL
         found.append(which(tmp_path, two_models))
