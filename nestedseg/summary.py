@@ -16,7 +16,8 @@ from nestedseg.meta import meta_copy
 
 @dataclass(frozen=True)
 class Row:
-    """One depth: numbers of the model pruned to it."""
+    """One depth: numbers of the model pruned to it. MACs are those of the convolutions that run,
+    which are fewer in the "fast" execution than in the "reference"."""
 
     depth: int
     parameters: int
