@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nestedseg.checkpointing import Recomputable
 from nestedseg.lowering import join
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -58,7 +59,7 @@ class Level:
     stride: tuple[int, ...]
 
 
-class DoubleConv(nn.Module):
+class DoubleConv(Recomputable):
     """H: twice (3x3 convolution, norm, activation, dropout). The paper's plain form: norm=None.
 
     ``(N, in_channels, *spatial)`` -> ``(N, out_channels, *spatial)``. Like every block of a node it
@@ -87,7 +88,7 @@ class DoubleConv(nn.Module):
         x = self.dropout(self.act1(self.norm1(x)))
         return self.dropout(self.act2(self.norm2(self.conv2(x))))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         return self.finish(self.conv1(x))
 
 
@@ -138,7 +139,7 @@ class Edge(nn.Module):
         return f"down {'x'.join(map(str, self.down_by))}, max" if self.falls else "skip"
 
 
-class Node(nn.Module):
+class Node(Recomputable):
     """X^{i,j}: the inputs brought to one resolution, fused, then the block H."""
 
     def __init__(self, inputs: Mapping[str, Level], target: Level, fuse: str, block: str,
@@ -152,7 +153,7 @@ class Node(nn.Module):
         self.block = BLOCKS[block](channels, target.channels, style)
         self.execution = style.execution
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def compute(self, *inputs: Tensor) -> Tensor:
         edges = tuple(self.edges.values())
         return self.block.finish(join(self.block.first, edges, inputs, self.fuse, self.execution))
 

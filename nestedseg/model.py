@@ -18,6 +18,7 @@ from nestedseg.compiler import Decoder, build_decoder, infer_levels
 from nestedseg.config import Config, check_output
 from nestedseg.encoders import Description, Options, build_encoder, describe_encoder
 from nestedseg.errors import wholes
+from nestedseg.finetune import batch_norms, parameter_groups
 from nestedseg.graph import MAX_CHANNELS, Graph, position
 from nestedseg.layers import resize_logits
 from nestedseg.summary import Summary, summarise
@@ -45,6 +46,7 @@ class SegmentationModel(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.output = config.output
+        self._norms_frozen = False
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -179,6 +181,61 @@ class SegmentationModel(nn.Module):
         return any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
                    for module in self.modules())
 
+    # -- training aids ------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> SegmentationModel:
+        """Training or eval mode; frozen batch norms of the encoder stay in eval mode."""
+        super().train(mode)
+        if self._norms_frozen:
+            for norm in batch_norms(self.encoder):
+                norm.eval()
+        return self
+
+    def freeze_encoder(self, bn_too: bool = True) -> None:
+        """Keeps the encoder's weights as they are in training.
+
+        Args:
+            bn_too: also keep the running statistics of its batch norms.
+        """
+        self.encoder.requires_grad_(False)
+        self._norms_frozen = bn_too
+        self.train(self.training)
+
+    def unfreeze_encoder(self) -> None:
+        """Trains the encoder again, its batch norms included."""
+        self.encoder.requires_grad_(True)
+        self._norms_frozen = False
+        self.train(self.training)
+
+    def parameter_groups(self, lr: float, encoder_lr_scale: float = 1.0,
+                         weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Groups for an optimiser; norms and biases do not decay, frozen weights are left out.
+
+        Args:
+            lr: learning rate of the decoder.
+            encoder_lr_scale: the encoder's, as a multiple of it.
+            weight_decay: of convolutions and matrices.
+
+        Raises:
+            ValueError: a number out of bounds.
+        """
+        return parameter_groups(self, lr, encoder_lr_scale, weight_decay)
+
+    def set_grad_checkpointing(self, enable: bool = True, encoder: bool = True) -> None:
+        """Trades time for memory in training: maps inside nodes and blocks are computed twice.
+
+        Args:
+            enable: on or off.
+            encoder: the encoder too, by timm's own means where it is a timm model.
+
+        Raises:
+            ValueError: the timm model has none; say ``encoder=False``.
+        """
+        if encoder:
+            self.encoder.set_grad_checkpointing(enable)
+        for name in self.graph.nodes:
+            self.decoder.get_submodule(name).checkpointing = enable
+
     # -- other models from this one -----------------------------------------------------------
 
     def prune(self, depth: int) -> SegmentationModel:
@@ -193,6 +250,7 @@ class SegmentationModel(nn.Module):
         config = self._config.prune(depth)
         encoder = copy.deepcopy(self.encoder).keep(config.graph.levels)
         model = SegmentationModel(config, encoder, self.decoder.prune(depth))
+        model._norms_frozen = self._norms_frozen
         return model.train(self.training)
 
     def summary(self, size: int | Sequence[int] | None = None) -> Summary:

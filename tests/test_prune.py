@@ -9,8 +9,8 @@ import nestedseg
 from nestedseg import GraphError
 
 TOPOLOGIES = ["unet", "unet_e", "unet_plus", "unetpp"]
-# Strides from 1, 2 and 4; residual, inverted residual and ConvNeXt blocks; dense connections.
-ENCODERS = ["plain", "test_resnet", "test_convnext", "test_efficientnet", "test_byobnet"]
+# Strides from 1, 2 and 4; residual, ConvNeXt and inverted residual blocks.
+ENCODERS = ["plain", "test_resnet", "test_convnext", "test_efficientnet"]
 
 
 def make(topology="unetpp", encoder="plain", **arguments):

@@ -86,7 +86,7 @@ def edit_weights(folder, change):
 
 @pytest.mark.parametrize("arguments", [
     {}, {"output": "ensemble", "classes": 3, "task": "multilabel", "dropout": 0.5},
-    {"encoder": "test_resnet", "in_channels": 4, "output": 2}, {"encoder": "test_convnext"},
+    {"encoder": "test_resnet", "in_channels": 4, "output": 2},
     {"dims": 3, "upsample": "transpose", "norm": None}, {"norm": "instance", "activation": "prelu"},
     {"topology": "unet_e", "norm": "group", "upsample": "bilinear"},
 ], ids=str)

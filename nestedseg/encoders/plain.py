@@ -38,6 +38,11 @@ class PlainEncoder(nn.Module):
             features.append(x)
         return features
 
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        """Whether maps inside a block are computed again in the backward pass."""
+        for block in self.children():
+            block.checkpointing = enable
+
     def keep(self, count: int) -> PlainEncoder:
         """Removes all levels but the ``count`` finest."""
         for row in range(count, len(self.levels)):

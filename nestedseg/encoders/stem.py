@@ -52,6 +52,13 @@ class StemmedEncoder(nn.Module):
             features.append(block(max_pool(features[-1], 2) if features else x))
         return features if self.body is None else [*features, *self.body(x)]
 
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        """Whether maps inside a block are computed again in the backward pass."""
+        for block in self.stem:
+            block.checkpointing = enable
+        if self.body is not None:
+            self.body.set_grad_checkpointing(enable)
+
     def keep(self, count: int) -> StemmedEncoder:
         """Removes all levels but the ``count`` finest."""
         self.levels = self.levels[:count]

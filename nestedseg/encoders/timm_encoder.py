@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestedseg.encoders.description import Description, Options
-from nestedseg.encoders.probe import Probe, forward_taps, probe
+from nestedseg.encoders.probe import Probe, probe
 from nestedseg.encoders.pyramid import Neck, Tap, choose_taps, pattern_of
+from nestedseg.encoders.trial import forward_taps
 from nestedseg.encoders.trim import trim
 from nestedseg.errors import nearest, show
 from nestedseg.layers import Level
@@ -58,6 +59,18 @@ class TimmEncoder(nn.Module):
             x = F.interpolate(x, size=self.runs_at, mode="bilinear", antialias=True)
         features = dict(zip(self._wanted, forward_taps(self.model, x, self._wanted)))
         return [neck(features[tap], size) for tap, neck in zip(self.taps, self.necks)]
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        """timm's own, stage by stage or block by block.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        try:
+            self.model.set_grad_checkpointing(enable)
+        except (AssertionError, AttributeError) as error:
+            raise ValueError(f"timm's {self.key[0]!r} has no gradient checkpointing; "
+                             "use encoder=False") from error
 
     def keep(self, count: int) -> TimmEncoder:
         """Removes all levels but the ``count`` finest, and what computes only them."""

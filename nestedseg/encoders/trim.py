@@ -2,12 +2,13 @@
 
 timm's own cutting leaves such parts in a few models: branches of the last stage that only feed
 coarser features. They would cost time and memory, and stop distributed training, which waits for
-their gradients.
+their gradients. What reaches a feature is read off autograd's graph, on a copy without weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,13 @@ class Nothing(nn.Module):
 
 
 def trim(model: nn.Module, run: Run, key: Hashable) -> None:
-    """Takes out, in place, the modules and parameters that get no gradient.
+    """Takes out, in place, the modules and parameters that no feature depends on.
 
     Args:
         run: computes the features that are kept; it is called with a copy on the meta device.
         key: of the model and its features: what is found for one is found once in a process.
     """
+    key = key, tuple(name for name, _ in model.named_parameters())
     if key not in _found:
         _found[key] = find_idle(model, run)
     for path, stub in _found[key].items():
@@ -46,44 +48,111 @@ def trim(model: nn.Module, run: Run, key: Hashable) -> None:
 def find_idle(model: nn.Module, run: Run) -> Idle:
     """What can go: stubs by the path of a module, ``None`` by that of a lone parameter."""
     ghost = meta_copy(model).eval()
-    unused = unused_parameters(ghost, run)
-    idle: Idle = {}
-    if unused:
-        with torch.no_grad():
-            shapes = shapes_of(ghost, run)
-            collect(ghost, unused, lambda: shapes_of(ghost, run) == shapes, idle)
-    return idle
-
-
-def unused_parameters(ghost: nn.Module, run: Run) -> set[str]:
-    """Names of the parameters that no feature depends on; none where it cannot be found out."""
-    parameters = dict(ghost.named_parameters())
+    for parameter in ghost.parameters():
+        parameter.requires_grad_()
     with torch.enable_grad():
-        for parameter in parameters.values():
-            parameter.requires_grad_()
         try:
-            total = sum(feature.sum() for feature in run(ghost))
+            features = run(ghost)
         except Exception:  # a model that reads values has no meta form; it is left as it is
-            return set()
-        grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-    return {name for name, grad in zip(parameters, grads) if grad is None}
+            return {}
+        unused = unused_parameters(ghost, features)
+        return Stubs(ghost, run, unused).found if unused else {}
 
 
-def collect(ghost: nn.Module, unused: set[str], runs: Callable[[], bool], idle: Idle,
-            path: str = "") -> None:
-    """Adds what is unused below ``path``, from the outermost inwards, if the copy then runs."""
-    module = ghost.get_submodule(path)
-    for name, _ in module.named_parameters(recurse=False):
-        if join(path, name) in unused:
-            idle[join(path, name)] = None
-    for name, child in module.named_children():
-        inner = join(path, name)
-        own = {join(inner, parameter) for parameter, _ in child.named_parameters()}
-        stub = stub_for(ghost, inner, runs) if own and own <= unused else None
-        if stub is not None:
-            idle[inner] = stub
-        elif own & unused:
-            collect(ghost, unused, runs, idle, inner)
+def unused_parameters(ghost: nn.Module, features: Iterable[Tensor]) -> list[str]:
+    """Names of the parameters that no feature depends on."""
+    nodes = ancestors(feature.grad_fn for feature in features)
+    used = {id(node.variable) for node in nodes if hasattr(node, "variable")}
+    return [name for name, parameter in ghost.named_parameters() if id(parameter) not in used]
+
+
+def ancestors(nodes: Iterable[Any]) -> set[Any]:
+    """The nodes of autograd's graph from these back to the parameters."""
+    found: set[Any] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return found
+
+
+class Stubs:
+    """Replaces modules of a copy on which nothing depends, where it then still runs.
+
+    ``found`` are the stubs by path, and with ``None`` the unused parameters of other modules.
+    """
+
+    def __init__(self, ghost: nn.Module, run: Run, unused: Sequence[str]) -> None:
+        self.ghost, self.run, self.unused = ghost, run, set(unused)
+        self.read, self.made = trace(ghost, run)
+        self.shapes = self._shapes()
+        self.found: Idle = {}
+        self._replace(self._dead(""))
+        left = dict(ghost.named_parameters())
+        self.found |= {name: None for name in unused if name in left}
+
+    def _dead(self, path: str) -> list[str]:
+        """Paths of the outermost modules below ``path`` on which nothing depends."""
+        found: list[str] = []
+        for name, child in self.ghost.get_submodule(path).named_children():
+            inner = f"{path}.{name}" if path else name
+            own = {f"{inner}.{parameter}" for parameter, _ in child.named_parameters()}
+            if own and own <= self.unused and self._is_dead(inner):
+                found.append(inner)
+            elif own & self.unused:
+                found += self._dead(inner)
+        return found
+
+    def _is_dead(self, path: str) -> bool:
+        if path in self.made:
+            return self.read.isdisjoint(self.made[path])
+        return not any(called.startswith(f"{path}.") for called in self.made)  # no mere container
+
+    def _replace(self, paths: list[str]) -> None:
+        """All at once if the copy then runs, else by halves."""
+        before = {path: self.ghost.get_submodule(path) for path in paths}
+        for stub in (nn.Identity, Nothing) if paths else ():
+            self._put({path: stub() for path in paths})
+            if self._shapes() == self.shapes:
+                self.found |= dict.fromkeys(paths, stub)
+                return
+        self._put(before)
+        if len(paths) > 1:
+            half = len(paths) // 2
+            self._replace(paths[:half])
+            self._replace(paths[half:])
+
+    def _put(self, modules: dict[str, nn.Module]) -> None:
+        for path, module in modules.items():
+            self.ghost.set_submodule(path, module)
+
+    @torch.no_grad()
+    def _shapes(self) -> list[torch.Size] | None:
+        """Of the features; ``None`` where the copy does not run."""
+        try:
+            return [feature.shape for feature in self.run(self.ghost)]
+        except Exception:  # what misses a module fails in a way of its own
+            return None
+
+
+def trace(ghost: nn.Module, run: Run) -> tuple[set[Any], dict[str, list[Any]]]:
+    """The nodes that features depend on, and those of each called module's outputs, by path."""
+    made: dict[str, list[Any]] = {}
+    hooks = [module.register_forward_hook(
+        lambda module, args, output, path=path: made.setdefault(path, []).extend(nodes_of(output)))
+        for path, module in ghost.named_modules()]
+    read = ancestors(feature.grad_fn for feature in run(ghost))
+    for hook in hooks:
+        hook.remove()
+    return read | {None}, made  # where a tensor comes from may be unknown
+
+
+def nodes_of(output: Any) -> list[Any]:
+    """Where tensors stand in autograd's graph; ``None`` = unknown."""
+    outputs = output if isinstance(output, (list, tuple)) else [output]
+    return [getattr(value, "grad_fn", None) for value in outputs]
 
 
 def to_buffer(model: nn.Module, path: str) -> None:
@@ -93,26 +162,3 @@ def to_buffer(model: nn.Module, path: str) -> None:
     value = getattr(module, name).detach()
     delattr(module, name)
     module.register_buffer(name, value)
-
-
-def stub_for(ghost: nn.Module, path: str, runs: Callable[[], bool]) -> type[nn.Module] | None:
-    """Puts a stub in a module's place in the copy, if it runs so."""
-    before = ghost.get_submodule(path)
-    for stub in (nn.Identity, Nothing):
-        ghost.set_submodule(path, stub())
-        if runs():
-            return stub
-    ghost.set_submodule(path, before)
-    return None
-
-
-def shapes_of(ghost: nn.Module, run: Run) -> list[torch.Size] | None:
-    """The shapes of the features; ``None`` where the copy does not run."""
-    try:
-        return [feature.shape for feature in run(ghost)]
-    except Exception:  # what misses a module fails in a way of its own
-        return None
-
-
-def join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name

@@ -1,0 +1,113 @@
+"""A timm model on trial: built and run on the meta device, without weights or arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+Size = tuple[int, int]
+
+
+class Unfit(ValueError):
+    """The model does not run so."""
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The features of one run.
+
+    Args:
+        size: (H, W) of the image.
+        shapes: channels, height and width at each tap that timm offers, in its order.
+    """
+
+    size: Size
+    shapes: tuple[tuple[int, int, int], ...]
+
+    @property
+    def strides(self) -> list[float]:
+        """Along the height; no whole numbers where the model rounds."""
+        return [self.size[0] / height for _, height, _ in self.shapes]
+
+    @property
+    def deepest(self) -> int:
+        return max(map(nearest_power, self.strides))
+
+    @property
+    def fits(self) -> list[bool]:
+        """Of each feature, whether its size is the image's over the nearest power of two."""
+        return [(height * nearest_power(stride), width * nearest_power(stride)) == self.size
+                for (_, height, width), stride in zip(self.shapes, self.strides)]
+
+
+class Trial:
+    """Builds a model once for each set of arguments, and runs it once for each size."""
+
+    def __init__(self, name: str, in_channels: int, device: str) -> None:
+        self.name, self.in_channels, self.device = name, in_channels, device
+        self.own_size: Size = tuple(get_pretrained_cfg(name).input_size[-2:])
+        self._models: dict[str, nn.Module | Unfit] = {}
+        self._runs: dict[tuple[Size, str], Maps | Unfit] = {}
+
+    def run(self, size: Size, **arguments: Any) -> Maps:
+        """The features of an image of this size.
+
+        Raises:
+            Unfit: the model, built so, does not take it.
+        """
+        return _kept(self._runs, (size, repr(arguments)), lambda: self._run(size, arguments))
+
+    def fits(self, size: Size, **arguments: Any) -> bool:
+        """Whether the model, built so, takes an image of this size."""
+        try:
+            self.run(size, **arguments)
+        except Unfit:
+            return False
+        return True
+
+    def parameters(self, **arguments: Any) -> int:
+        """Of the whole model, its classifier included."""
+        return sum(parameter.numel() for parameter in self._model(arguments).parameters())
+
+    def _run(self, size: Size, arguments: dict[str, Any]) -> Maps:
+        model = self._model(arguments)
+        with torch.no_grad(), torch.device(self.device):
+            features = forward_taps(model, torch.zeros(1, self.in_channels, *size))
+        return Maps(size, tuple(tuple(feature.shape[1:]) for feature in features))
+
+    def _model(self, arguments: dict[str, Any]) -> nn.Module:
+        return _kept(self._models, repr(arguments), lambda: self._build(arguments))
+
+    def _build(self, arguments: dict[str, Any]) -> nn.Module:
+        with torch.device(self.device):
+            return timm.create_model(self.name, in_chans=self.in_channels, **arguments).eval()
+
+
+def _kept(results: dict[Any, Any], key: Any, make: Any) -> Any:
+    """What was made for this key before, a failure included."""
+    if key not in results:
+        try:
+            results[key] = make()
+        except Exception as error:  # each model refuses a size or an argument in its own way
+            results[key] = Unfit(f"{type(error).__name__}: {error}")
+    if isinstance(results[key], Unfit):
+        raise results[key]
+    return results[key]
+
+
+def forward_taps(model: nn.Module, x: Tensor, taps: Sequence[int] | None = None) -> list[Tensor]:
+    """The features of a timm model at these taps (default: all), each ``(N, C, h, w)``."""
+    return model.forward_intermediates(x, indices=taps, output_fmt="NCHW",
+                                       intermediates_only=True)
+
+
+def nearest_power(stride: float) -> int:
+    """The power of two nearest to a stride."""
+    return 2 ** max(0, round(math.log2(stride)))

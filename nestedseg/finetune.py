@@ -1,0 +1,31 @@
+"""What fine-tuning a pretrained encoder needs: freezing it, and its own learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def parameter_groups(model: nn.Module, lr: float, encoder_lr_scale: float,
+                     weight_decay: float) -> list[dict[str, Any]]:
+    """See `SegmentationModel.parameter_groups`."""
+    if not lr > 0 or not encoder_lr_scale >= 0 or not weight_decay >= 0:
+        raise ValueError("lr must be > 0, encoder_lr_scale and weight_decay >= 0, got "
+                         f"lr={lr}, encoder_lr_scale={encoder_lr_scale}, "
+                         f"weight_decay={weight_decay}")
+    groups = []
+    for part, rate in ((model.encoder, lr * encoder_lr_scale), (model.decoder, lr)):
+        trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
+        for decay, chosen in ((weight_decay, [p for p in trained if p.ndim > 1]),
+                              (0.0, [p for p in trained if p.ndim <= 1])):
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
+    return groups
+
+
+def batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:
+    """The batch norms in a module, timm's with a fused activation included."""
+    return (child for child in module.modules() if isinstance(child, _BatchNorm))
