@@ -48,6 +48,11 @@ class Decoder(nn.Module):
         """The forward pass that was compiled from the graph, one line a node, as in Eq. 1."""
         return self.program(self.graph.depths).code
 
+    @property
+    def executions(self) -> dict[str, str]:
+        """How each node is computed now; see `nestedseg.execution`."""
+        return {name: self.get_submodule(name).runs for name in self.graph.nodes}
+
     def program(self, depths: tuple[int, ...]) -> Program:
         """The compiled forward of some heads: what the others need is not computed."""
         if depths not in self._programs:

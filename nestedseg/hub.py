@@ -39,8 +39,26 @@ def from_pretrained(directory: str | Path, depth: int | None = None) -> Segmenta
     # Compared before anything is allocated: a stranger's config may ask for any size.
     check_shapes(plan.state_dict(), storage.read_shapes(weights), str(weights))
     model = build(config)
-    model.load_state_dict(storage.read_tensors(weights))
+    tensors = storage.read_tensors(weights)
+    model.to(common_dtype(model.state_dict(), tensors, str(weights)))
+    model.load_state_dict(tensors)
     return (model if depth is None else model.prune(depth)).eval()
+
+
+def common_dtype(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor],
+                 where: str) -> torch.dtype:
+    """The floating dtype that the weights were saved in.
+
+    Raises:
+        ValueError: there are several, or a tensor that should be floating is not, or the reverse.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise ValueError(f"{where!r}: {name!r} is of {tensor.dtype}")
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(dtypes) != 1:
+        raise ValueError(f"{where!r} mixes {sorted(map(str, dtypes))}; expected one dtype")
+    return dtypes.pop()
 
 
 def check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestedseg.checkpointing import Recomputable
-from nestedseg.lowering import join
+from nestedseg.lowering import join, which
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -152,6 +152,11 @@ class Node(Recomputable):
         channels = target.channels if fuse == "sum" else sum(widths)
         self.block = BLOCKS[block](channels, target.channels, style)
         self.execution = style.execution
+
+    @property
+    def runs(self) -> str:
+        """Which execution runs now, and why where it is not the one that was asked for."""
+        return which(self.block.first, self.fuse, self.execution)
 
     def compute(self, *inputs: Tensor) -> Tensor:
         edges = tuple(self.edges.values())

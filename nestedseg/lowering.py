@@ -53,20 +53,24 @@ def execution(name: str) -> Iterator[None]:
 def join(conv: nn.Module, edges: Sequence[Edge], inputs: Sequence[Tensor], fuse: str,
          default: str) -> Tensor:
     """``conv(fuse(edge(x) for each input))``, ``(N, C, *spatial)``."""
+    if which(conv, fuse, default) == "fast":
+        return join_fast(conv, edges, inputs)
+    return join_reference(conv, edges, inputs, fuse)
+
+
+def which(conv: nn.Module, fuse: str, default: str) -> str:
+    """The execution that runs now: "fast", or "reference", with the reason why there is no other.
+
+    Only the concatenation before a plain 3x3 convolution has a fast form.
+    """
     name = _forced[-1] if _forced else default
-    if name == "reference" or why_reference(conv, fuse) is not None:
-        return join_reference(conv, edges, inputs, fuse)
-    return join_fast(conv, edges, inputs)
-
-
-def why_reference(conv: nn.Module, fuse: str) -> str | None:
-    """Why a node has no fast form; ``None`` where it has one."""
+    if name == "reference":
+        return name
     if fuse != "concat":
-        return f"{fuse} fusion"
-    size = conv.weight.shape[2:]
-    plain = (set(size) == {3} and set(conv.stride) == set(conv.dilation) == {1}
-             and set(conv.padding) == {1} and conv.groups == 1)
-    return None if plain else "its first layer is no plain 3x3 convolution"
+        return f"reference: {fuse} fusion"
+    plain = (set(conv.kernel_size) == {3} and set(conv.stride) == set(conv.dilation) == {1}
+             and set(conv.padding) == {1} and conv.groups == 1 and conv.padding_mode == "zeros")
+    return "fast" if plain else "reference: its first layer is no plain 3x3 convolution"
 
 
 def join_reference(conv: nn.Module, edges: Sequence[Edge], inputs: Sequence[Tensor],

@@ -494,3 +494,24 @@ def test_kill_9_at_random_moments_leaves_one_model_whole(two_models, tmp_path):
     two_models[1].save_pretrained(tmp_path)
     assert which(tmp_path, two_models) == 1
     assert files(tmp_path) == [CONFIG, WEIGHTS]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_dtype_is_kept(tmp_path, dtype):
+    model = make().to(dtype)
+    model.save_pretrained(tmp_path)
+    loaded = nestedseg.from_pretrained(tmp_path)
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    assert same_model(loaded, model)
+
+
+@pytest.mark.parametrize("to", [torch.int64, torch.float16])
+def test_a_tensor_of_another_dtype_is_refused(tmp_path, to):
+    model = make()
+    model.save_pretrained(tmp_path)
+    tensors = safetensors.torch.load_file(tmp_path / WEIGHTS)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[name] = tensors[name].to(to)
+    safetensors.torch.save_file(tensors, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match="int64|mixes"):
+        nestedseg.from_pretrained(tmp_path)
