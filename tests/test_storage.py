@@ -513,5 +513,5 @@ def test_a_tensor_of_another_dtype_is_refused(tmp_path, to):
     name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
     tensors[name] = tensors[name].to(to)
     safetensors.torch.save_file(tensors, tmp_path / WEIGHTS)
-    with pytest.raises(ValueError, match="int64|mixes"):
+    with pytest.raises(ValueError, match=r"int64|mixes"):
         nestedseg.from_pretrained(tmp_path)

@@ -121,11 +121,7 @@ def _one_size(trial: Trial, image_size: Size | None) -> Probe:
 
 def _result(trial: Trial, maps: Maps, arguments: dict[str, Any], factor: int, smallest: int,
             runs_at: Size | None) -> Probe:
-    fits = maps.fits
-    if runs_at and not all(fits):
-        # The image is then padded to a size that all levels divide, and resized to this one.
-        fits = [False] * len(fits)
     features = [Feature(channels, stride, fit)
-                for (channels, _, _), stride, fit in zip(maps.shapes, maps.strides, fits)]
+                for (channels, _, _), stride, fit in zip(maps.shapes, maps.strides, maps.fits)]
     return Probe(tuple(features), tuple(sorted(arguments.items())), factor, smallest, runs_at,
                  trial.in_channels, trial.parameters(**arguments))

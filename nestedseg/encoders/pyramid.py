@@ -96,19 +96,23 @@ class Neck(nn.Module):
 
     Features that are levels as they come pass through. Made ones are first normalised (timm drops
     a ViT's last norm), then up-sampled by 2x2 transposed convolutions, or max-pooled.
+
+    Args:
+        any_size: whether the encoder sees the image at the image's own size, whatever that is.
     """
 
-    def __init__(self, tap: Tap) -> None:
+    def __init__(self, tap: Tap, any_size: bool = True) -> None:
         super().__init__()
-        self.fits = tap.feature.fits
+        self.fits = tap.feature.fits and any_size
         self.pool = max(1, tap.stride // tap.feature.nominal) if tap.made else 1
         self.grid = tap.feature.nominal if tap.made else tap.stride
         self.layers = make_layers(tap) if tap.made else nn.Identity()
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
         if not self.fits:
-            target = [side // self.grid for side in size]
-            x = F.interpolate(x, size=target, mode="bilinear", align_corners=False)
+            target = tuple(side // self.grid for side in size)
+            if x.shape[-2:] != target:
+                x = F.interpolate(x, size=target, mode="bilinear", align_corners=False)
         x = self.layers(x)
         return F.max_pool2d(x, self.pool) if self.pool > 1 else x
 

@@ -14,6 +14,7 @@ def stem_channels(stem: bool | int | Sequence[int], finest: int) -> tuple[int, .
 
     Args:
         stem: ``True`` = 32, 64, ...; a number = the finest level's, doubling; or each width.
+        finest: stride of the encoder; at 1 there is nothing to add.
 
     Raises:
         ValueError: another number of widths than there are levels to add.
@@ -24,8 +25,6 @@ def stem_channels(stem: bool | int | Sequence[int], finest: int) -> tuple[int, .
             raise ValueError(f"stem: the encoder starts at stride {finest}, so {count} levels "
                              f"can be added; got {len(stem)} widths {list(stem)}")
         return tuple(stem)
-    if not count:
-        raise ValueError("stem: this encoder has a level at stride 1 already; leave it out")
     return tuple((32 if stem is True else stem) * 2 ** row for row in range(count))
 
 

@@ -46,7 +46,7 @@ class TimmEncoder(nn.Module):
         if in_channels != trial.in_channels:
             self.colours = nn.Conv2d(in_channels, trial.in_channels, 1)
         self.model = model
-        self.necks = nn.ModuleList(Neck(tap) for tap in taps)
+        self.necks = nn.ModuleList(Neck(tap, self.runs_at is None) for tap in taps)
         self.taps = tuple(tap.index for tap in taps)
         self.levels = levels_of(taps)
         self.keep(len(taps))
@@ -132,6 +132,9 @@ def build(options: Options, weights: str | Path | bool | None, description: Desc
         OSError: the weights cannot be fetched or read.
     """
     trial, taps = description.backbone
+    if trial.runs_at and not trial.arguments and options.image_size not in (None, trial.runs_at):
+        log.warning("encoder %s cannot be built for images of %s: inside it they are resized to %s",
+                    options.encoder, options.image_size, trial.runs_at)
     arguments = dict(trial.arguments) | {"in_chans": trial.in_channels}
     model = load_model(options.encoder, weights, arguments)
     return TimmEncoder(options.encoder, model, options.in_channels, trial, taps[:count])
