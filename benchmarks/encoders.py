@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import time
 import warnings
@@ -35,6 +36,7 @@ WIDTHS = (4,) * 8
 OK = "ok"
 CHANNELS = (1, 5)
 STEPS = ("own", "second", "prune", "channels_1", "channels_5")
+SMP_STEPS = ("own", "padded", "second")  # it takes multiples of 32 alone, and leaves padding to us
 WAYS = ("as built", "dynamic", "img_size", "resized")
 Record = dict[str, Any]
 
@@ -113,8 +115,9 @@ def try_smp(name: str) -> Record:
         return smp.UnetPlusPlus(f"tu-{name}", encoder_weights=None).eval()
 
     own = tuple(timm.models.get_pretrained_cfg(name).input_size[-2:])
+    padded = tuple(math.ceil(side / 32) * 32 for side in own)
     return {step: attempt(lambda device, size=size: run(build(device), size))
-            for step, size in (("own", own), ("second", SECOND))}
+            for step, size in zip(SMP_STEPS, (own, padded, SECOND))}
 
 
 def attempt(step: Callable[[str], None]) -> str:
@@ -219,7 +222,7 @@ def compact(name: str, ours: Record, smp: Record | None) -> Record:
     record = {"family": family, **kept, "failed": failures(ours, STEPS)}
     if ours.get("fixed_channels"):
         record["fixed_channels"] = True
-    return record if smp is None else record | {"smp_failed": failures(smp, STEPS[:2])}
+    return record if smp is None else record | {"smp_failed": failures(smp, SMP_STEPS)}
 
 
 def failures(record: Record, steps: Iterable[str]) -> dict[str, str]:
@@ -235,7 +238,7 @@ def summarise(models: dict[str, Record]) -> dict[str, Any]:
         "second_size": {kind: sum(r["way"] == kind and "second" not in r["failed"]
                                   for r in models.values()) for kind in WAYS},
         "smp": {"models": len(tried)} | {step: sum(step not in failed for failed in tried)
-                                         for step in STEPS[:2]},
+                                         for step in SMP_STEPS},
     }
 
 
@@ -252,7 +255,8 @@ def headline(results: dict[str, Any]) -> str:
             f"{second['img_size']} built for the size) and {second['resized']} by resizing.")
     if smp := summary["smp"]["models"]:
         text += (f" segmentation_models.pytorch builds and runs {summary['smp']['own']:,} of "
-                 f"{smp:,} at their own size and {summary['smp']['second']:,} at {size}.")
+                 f"{smp:,} at their own size ({summary['smp']['padded']:,} with that padded to a "
+                 f"multiple of 32 first) and {summary['smp']['second']:,} at {size}.")
     return text
 
 
@@ -273,7 +277,8 @@ def table(models: dict[str, Record]) -> str:
     families: dict[str, list[Record]] = {}
     for record in models.values():
         families.setdefault(record["family"], []).append(record)
-    header = ("family", "models", "strides", "own size", *WAYS, "SMP own size", "SMP second size")
+    header = ("family", "models", "strides", "own size", *WAYS, "SMP own size", "SMP padded",
+              "SMP second size")
     lines = [header, (":--", "--:", ":--", *["--:"] * (len(header) - 3))]
     lines += [row(family, records) for family, records in sorted(families.items())]
     lines += [row("**all**", list(models.values()), strides=False)]
@@ -284,7 +289,7 @@ def row(family: str, records: list[Record], strides: bool = True) -> tuple[str, 
     summary = summarise(dict(enumerate(records)))
     kinds = Counter(pattern_text(record) for record in records).most_common() if strides else ()
     counts = [len(records), summary["ran"]["own"], *summary["second_size"].values()]
-    counts += [summary["smp"][step] if summary["smp"]["models"] else "" for step in STEPS[:2]]
+    counts += [summary["smp"][step] if summary["smp"]["models"] else "" for step in SMP_STEPS]
     texts = [str(count or "") for count in counts]
     return family, texts[0], "; ".join(kind for kind, _ in kinds), *texts[1:]
 

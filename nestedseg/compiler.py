@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from nestedseg.errors import nearest, show
 from nestedseg.graph import Graph, GraphError, is_encoder, position
 from nestedseg.layers import BLOCKS, Level, Node, Style, make_head
+from nestedseg.lowering import preferred_layout
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,10 @@ class Decoder(nn.Module):
 
         ``features`` are the encoder's, finest first, the graph's ``encoder_row`` being the first.
         """
-        return self.program(depths).forward(self, *features[:self.graph.levels])
+        given = features[0]
+        features = [preferred_layout(x) for x in features[:self.graph.levels]]
+        logits = self.program(depths).forward(self, *features)
+        return tuple(y.contiguous() for y in logits) if given.is_contiguous() else logits
 
     def prune(self, depth: int) -> Decoder:
         """A new decoder with copies of the modules that the head of this depth needs."""

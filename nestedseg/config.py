@@ -34,6 +34,7 @@ class Config:
             that of the model it came from, or its outputs would differ at the border.
         pad_smallest: and to no less than this.
         preprocessing: what `nestedseg.preprocess` applies.
+        fused: whether it is the inference-only form that `SegmentationModel.fuse` gives.
 
     Raises:
         ValueError: an unknown name, or a value out of bounds.
@@ -61,6 +62,7 @@ class Config:
     pad_multiple: tuple[int, ...] = (1, 1)
     pad_smallest: int = 1
     preprocessing: dict[str, Any] | None = None
+    fused: bool = False
 
     def __post_init__(self) -> None:
         whole("classes", self.classes, 1, MAX_CHANNELS)
@@ -75,6 +77,8 @@ class Config:
         choose("execution", self.execution, EXECUTIONS)
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be a probability in [0, 1), got {show(self.dropout)}")
+        if type(self.fused) is not bool:
+            raise TypeError(f"fused must be true or false, got {show(self.fused)}")
         check_output(self.output, self.graph)
         for name, high in (("decoder_channels", MAX_CHANNELS), ("pad_multiple", MAX_SIDE)):
             object.__setattr__(self, name, wholes(name, getattr(self, name), 1, high))

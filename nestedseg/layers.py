@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nestedseg.checkpointing import Recomputable
+from nestedseg.checkpointing import Recomputable, remade
 from nestedseg.lowering import join, which
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -85,8 +85,9 @@ class DoubleConv(Recomputable):
 
     def finish(self, x: Tensor) -> Tensor:
         """All that follows the first convolution."""
-        x = self.dropout(self.act1(self.norm1(x)))
-        return self.dropout(self.act2(self.norm2(self.conv2(x))))
+        x = remade(lambda x: self.act1(self.norm1(x)), lambda x: self.conv2(self.dropout(x)), x,
+                   module=self.norm1)
+        return self.dropout(self.act2(self.norm2(x)))
 
     def compute(self, x: Tensor) -> Tensor:
         return self.finish(self.conv1(x))
@@ -124,10 +125,20 @@ class Edge(nn.Module):
         """Whether it is nearest up-sampling and nothing else."""
         return self.rises and self.mode == "nearest" and not hasattr(self, "project")
 
+    @property
+    def transposes(self) -> bool:
+        """Whether it is a transposed convolution."""
+        return hasattr(self, "up")
+
+    def drop_weights(self) -> None:
+        """Removes what a composed kernel does in its place."""
+        if self.transposes:
+            del self.up
+
     def forward(self, x: Tensor) -> Tensor:
         if hasattr(self, "project"):  # before up-sampling, with which it commutes: fewer pixels
             x = self.project(x)
-        if hasattr(self, "up"):
+        if self.transposes:
             return self.up(x)
         if self.rises:
             return F.interpolate(x, scale_factor=tuple(map(float, self.up_by)), mode=self.mode)
@@ -157,6 +168,11 @@ class Node(Recomputable):
     def runs(self) -> str:
         """Which execution runs now, and why where it is not the one that was asked for."""
         return which(self.block.first, self.fuse, self.execution)
+
+    @property
+    def has_fast_form(self) -> bool:
+        """Whether it need not concatenate its inputs."""
+        return which(self.block.first, self.fuse, "fast") == "fast"
 
     def compute(self, *inputs: Tensor) -> Tensor:
         edges = tuple(self.edges.values())

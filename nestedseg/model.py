@@ -19,6 +19,7 @@ from nestedseg.config import Config, check_output
 from nestedseg.encoders import Description, Options, build_encoder, describe_encoder
 from nestedseg.errors import wholes
 from nestedseg.finetune import batch_norms, parameter_groups
+from nestedseg.fuse import fold_batch_norms, fuse_decoder
 from nestedseg.graph import MAX_CHANNELS, Graph, position
 from nestedseg.layers import resize_logits
 from nestedseg.summary import Summary, summarise
@@ -47,6 +48,8 @@ class SegmentationModel(nn.Module):
         self.decoder = decoder
         self.output = config.output
         self._norms_frozen = False
+        if config.fused:
+            self.requires_grad_(False).eval()
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -132,8 +135,8 @@ class SegmentationModel(nn.Module):
         self._check_input(x)
         size = x.shape[2:]
         logits = self.decoder(self.encoder(self._pad(x)), depths)
-        strides = (self.decoder.strides[self.graph.head(depth)] for depth in depths)
-        return tuple(crop(resize_logits(y, stride), size) for y, stride in zip(logits, strides))
+        strides = [self.decoder.strides[self.graph.head(depth)] for depth in depths]
+        return tuple(crop(y, size) for y in resize_all(logits, strides))
 
     def _pad(self, x: Tensor) -> Tensor:
         """Pads at the far end of each axis, repeating the border, to what the encoder divides."""
@@ -184,7 +187,14 @@ class SegmentationModel(nn.Module):
     # -- training aids ------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> SegmentationModel:
-        """Training or eval mode; frozen batch norms of the encoder stay in eval mode."""
+        """Training or eval mode; frozen batch norms of the encoder stay in eval mode.
+
+        Raises:
+            RuntimeError: training of a fused model.
+        """
+        if mode and self._config.fused:
+            raise RuntimeError("a fused model is for inference alone: train the model that it was "
+                               "made from, and fuse that again")
         super().train(mode)
         if self._norms_frozen:
             for norm in batch_norms(self.encoder):
@@ -252,6 +262,32 @@ class SegmentationModel(nn.Module):
         model = SegmentationModel(config, encoder, self.decoder.prune(depth))
         model._norms_frozen = self._norms_frozen
         return model.train(self.training)
+
+    def fuse(self, dtype: torch.dtype | None = None,
+             memory_format: torch.memory_format | None = None,
+             compile: bool = False) -> SegmentationModel:
+        """A copy for inference alone, with the same outputs up to rounding.
+
+        Batch norms are folded into the convolutions before them (in the encoder: where autograd's
+        graph proves that nothing else reads those), and each node's first convolution is taken
+        apart and composed with the up-sampling of its inputs, once and for all.
+
+        Args:
+            dtype: of its weights, and so of the images it takes; default: as they are.
+            memory_format: of its weights; default: as they are. ``torch.channels_last`` is the
+                faster one on most devices.
+            compile: also by ``torch.compile``, on the first image of each size. Call it within
+                ``torch.no_grad()``: on a CPU the weights are then laid out for its convolutions.
+        """
+        model = copy.deepcopy(self).eval()
+        before = next(self.parameters()).dtype
+        model.to(torch.promote_types(before, torch.float32))  # where halves would lose digits
+        model = SegmentationModel(replace(self._config, output=self.output, fused=True),
+                                  *fuse_parts(model)) if not self._config.fused else model
+        model.to(dtype=dtype or before, memory_format=memory_format or torch.preserve_format)
+        if compile:
+            model.compile(options={"freezing": True})
+        return model
 
     def summary(self, size: int | Sequence[int] | None = None) -> Summary:
         """Parameters, MACs and output stride of the model pruned to each depth.
@@ -388,7 +424,21 @@ def build(config: Config, encoder_weights: str | Path | bool | None = None) -> S
                             config.graph.levels)
     decoder = build_decoder(config.graph, body.levels, config.classes, config.decoder_channels,
                             config.style)
-    return SegmentationModel(config, encoder, decoder)
+    if not config.fused:
+        return SegmentationModel(config, encoder, decoder)
+    model = SegmentationModel(replace(config, fused=False), encoder, decoder)
+    return SegmentationModel(config, *fuse_parts(model.eval()))
+
+
+def fuse_parts(model: SegmentationModel) -> tuple[nn.Module, Decoder]:
+    """The encoder and decoder of a model, fused in place."""
+    config = model._config
+    size = config.image_size or config.pad_multiple
+    dtype = next(model.parameters()).dtype
+    x = torch.empty(1, config.in_channels, *size, dtype=dtype, device="meta")
+    fold_batch_norms(model.encoder, lambda encoder: encoder(model._pad(x)))
+    fuse_decoder(model.decoder)
+    return model.encoder, model.decoder
 
 
 def default_widths(graph: Graph, encoder_channels: Sequence[int] | None) -> tuple[int, ...]:
@@ -413,6 +463,13 @@ def ensemble(logits: Sequence[Tensor], task: str) -> Tensor:
 def probabilities(logits: Tensor, task: str) -> Tensor:
     """Softmax over the classes for "multiclass", else a sigmoid for each."""
     return logits.softmax(dim=1) if task == "multiclass" else logits.sigmoid()
+
+
+def resize_all(logits: Sequence[Tensor], strides: Sequence[tuple[int, ...]]) -> Sequence[Tensor]:
+    """Logits at their strides brought to the input's size; those of one stride as one batch."""
+    if len(set(strides)) == 1:
+        return resize_logits(torch.cat(tuple(logits)), strides[0]).chunk(len(logits))
+    return [resize_logits(y, stride) for y, stride in zip(logits, strides)]
 
 
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:

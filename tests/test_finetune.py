@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from memory import held_bytes
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import nestedseg
@@ -117,15 +118,7 @@ def test_checkpointing_changes_memory_alone(encoder, more):
 
 
 def saved_bytes(model, x):
-    kept = {}
-
-    def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x)
-    return sum(kept.values())
+    return held_bytes(lambda: model(x), [x, *model.parameters(), *model.buffers()])
 
 
 def test_checkpointing_keeps_fewer_bytes_for_the_backward_pass():

@@ -5,10 +5,23 @@ import torch
 from graphs import random_graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory import held_bytes
+from torch import nn
 from torch.nn import functional as F
 
 import nestedseg
-from nestedseg.lowering import compose_nearest, convolve_all, split_weight
+from nestedseg.checkpointing import remade
+from nestedseg.layers import Edge, Level, Style
+from nestedseg.lowering import (
+    CONV,
+    CONV_TRANSPOSE,
+    compose_bias,
+    compose_nearest,
+    compose_transpose,
+    composing_pays,
+    convolve_all,
+    split_weight,
+)
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -51,6 +64,47 @@ def test_compose_nearest_holds_for_volumes(factor):
     torch.testing.assert_close(composed, F.conv3d(up, weight, padding=1), **CLOSE)
 
 
+UPS = [(2, 2), (1, 2), (3, 2), (4, 4), (2, 2, 2), (1, 2, 2)]
+
+
+@pytest.mark.parametrize("factor", UPS, ids=str)
+def test_compose_transpose_is_a_convolution_after_a_transposed_one(factor):
+    dims = len(factor)
+    x, up, weight = randn(2, 3, *range(3, 3 + dims)), randn(3, 5, *factor), randn(4, 5, *[3] * dims)
+    apart = CONV[dims](CONV_TRANSPOSE[dims](x, up, stride=factor), weight, padding=1)
+    kernel = compose_transpose(weight, up)
+    assert kernel.shape == (3, 4, *(f + 2 for f in factor))
+    composed = CONV_TRANSPOSE[dims](x, kernel, stride=factor, padding=1)
+    torch.testing.assert_close(composed, apart, **CLOSE)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 1), (2, 1)])
+def test_compose_bias_is_less_at_the_border(size):
+    weight, bias = randn(4, 5, 3, 3), randn(5)
+    everywhere = bias.view(1, 5, 1, 1).expand(1, 5, *size)
+    added = F.conv2d(randn(0, 0).new_ones(1, 1, *size), compose_bias(weight, bias), padding=1)
+    torch.testing.assert_close(added, F.conv2d(everywhere, weight, padding=1), **CLOSE)
+
+
+def edge(wide, mid, upsample, dims=2):
+    return Edge(Level(wide, (2,) * dims), Level(mid, (1,) * dims), Style(dims, upsample=upsample),
+                project=False)
+
+
+def test_composing_pays_where_it_saves_multiplications():
+    weight = torch.empty(32, 32, 3, 3)
+    assert composing_pays(edge(64, 32, "nearest"), weight, pixels=1)
+    assert not composing_pays(edge(64, 32, "bilinear"), weight, pixels=10 ** 9)
+    transposed = edge(64, 32, "transpose")
+    # 4 (64 * 32 + 9 * 32 * 32) - 16 * 64 * 32 multiplications are saved a pixel of the input, and
+    # the kernel takes 16 * 9 * 64 * 32 * 32.
+    break_even = 16 * 9 * 64 * 32 * 32 / (4 * (64 * 32 + 9 * 32 * 32) - 16 * 64 * 32)
+    assert not composing_pays(transposed, weight, pixels=break_even)
+    assert composing_pays(transposed, weight, pixels=break_even + 1)
+    # through a narrow map in between it is less work as it is
+    assert not composing_pays(edge(64, 2, "transpose"), torch.empty(32, 2, 3, 3))
+
+
 def test_compose_nearest_keeps_float32_under_autocast():
     weight = torch.randn(4, 3, 3, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -70,7 +124,7 @@ def test_convolve_all_keeps_no_concatenation_for_the_backward_pass():
                 sizes.add(tuple(function(*args, **kwargs or {}).shape))
             return function(*args, **kwargs or {})
 
-    y = convolve_all(list(zip(maps, weights)), None)
+    y = convolve_all(maps, torch.cat(weights, 1), None)
     with Watch():  # it is made again when it is needed
         grads = torch.autograd.grad(y.square().sum(), [*maps, *weights])
     assert (1, 12, 16, 16) in sizes
@@ -78,6 +132,68 @@ def test_convolve_all_keeps_no_concatenation_for_the_backward_pass():
     expected = torch.autograd.grad(whole.square().sum(), [*maps, *weights])
     for grad, other in zip(grads, expected):
         torch.testing.assert_close(grad, other, rtol=1e-4, atol=1e-3)
+
+
+# -- values that are made again --------------------------------------------------------------------
+
+
+def made_twice(activation, in_place, precision=torch.float64):
+    """Gradients through batch norm and activation, and how often the norm counted."""
+    torch.manual_seed(0)
+    norm, conv = nn.BatchNorm2d(3).to(precision), nn.Conv2d(3, 4, 3).to(precision)
+    act = activation(inplace=in_place)
+    x = torch.randn(2, 3, 9, 9, dtype=precision, requires_grad=True)
+    parameters = [x, *norm.parameters(), *conv.parameters()]
+
+    def gradients(run):
+        y = run(x * 2)
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), parameters, retain_graph=True),
+                *torch.autograd.grad(y.sum(), parameters)]
+
+    plain = gradients(lambda z: conv(act(norm(z))))
+    state = {name: value.clone() for name, value in norm.state_dict().items()}
+    norm.reset_running_stats()
+    again = gradients(lambda z: remade(lambda v: act(norm(v)), conv, z, module=norm))
+    return plain, again, state, norm.state_dict()
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_remade_gives_the_same_gradients_and_statistics(activation, in_place):
+    plain, again, state, counted = made_twice(activation, in_place)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert all(torch.equal(counted[name], value) for name, value in state.items())
+
+
+def test_remade_keeps_what_is_changed_in_place():
+    conv = nn.Conv2d(2, 2, 3).double()
+    x = randn(1, 2, 5, 5).requires_grad_()
+    for act in (nn.ReLU(inplace=True), nn.ELU(inplace=True)):
+        plain = torch.autograd.grad(conv(act(x * 1)).square().sum(), x)
+        again = torch.autograd.grad(remade(act, conv, x * 1).square().sum(), x)
+        assert torch.equal(plain[0], again[0])
+
+
+def test_remade_under_autocast_has_the_dtypes_of_the_first_time():
+    norm, conv = nn.GroupNorm(1, 3), nn.Conv2d(3, 4, 3)
+    x = torch.randn(2, 3, 9, 9, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = conv(norm(conv_in(x)).relu()).float().square().sum()
+        again = remade(lambda v: norm(v).relu(), conv, conv_in(x)).float().square().sum()
+    for a, b in zip(torch.autograd.grad(plain, x), torch.autograd.grad(again, x)):
+        assert torch.equal(a, b)
+
+
+def conv_in(x):
+    return F.conv2d(x, torch.ones(3, 3, 1, 1))
+
+
+def test_remade_frees_the_value_in_between():
+    norm, conv = nn.BatchNorm2d(8), nn.Conv2d(8, 1, 3)
+    x = torch.randn(1, 8, 64, 64, requires_grad=True)
+    known = [x, *norm.parameters(), *norm.buffers(), *conv.parameters()]
+    kept = held_bytes(lambda: remade(lambda v: norm(v).relu_(), conv, x, module=norm), known)
+    assert kept < x.nbytes / 4 < held_bytes(lambda: conv(norm(x).relu_()), known)
 
 
 # -- whole models ----------------------------------------------------------------------------------
@@ -135,23 +251,16 @@ def test_executions_agree_on_many_random_models(graph, style, dims, size, seed):
 
 
 def test_the_fast_form_saves_less_for_the_backward_pass():
-    model = nestedseg.create("unetpp", encoder_channels=(8, 16, 32, 64), norm="group").train()
-    x, kept = torch.randn(1, 3, 64, 64), {}
+    model = nestedseg.create("unetpp", encoder_channels=(8, 16, 32, 64)).train()
+    x = torch.randn(1, 3, 64, 64)
+    features = [feature.detach() for feature in model.encoder(x)]
+    known = [*features, *model.parameters(), *model.buffers()]
 
     def saved(name):
-        storages = {}
+        with nestedseg.execution(name):
+            return held_bytes(lambda: model.decoder(features, model.depths), known)
 
-        def pack(tensor):
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        features = model.encoder(x)
-        with nestedseg.execution(name), \
-                torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            kept[name] = model.decoder(features, model.depths)
-        return sum(storages.values())
-
-    assert saved("fast") < 0.85 * saved("reference")
+    assert saved("fast") < 0.75 * saved("reference")
 
 
 # -- the switch ------------------------------------------------------------------------------------
