@@ -42,3 +42,22 @@ def held_bytes(run: Callable[[], Any], known: Iterable[Tensor]) -> int:
              if not ref.expired() and ref.cdata not in before}
     del result
     return sum(alive.values())
+
+
+def peak_bytes(run: Callable[[], Any], known: Iterable[Tensor]) -> int:
+    """The most bytes alive at once between the operations of ``run``, ``known`` not counted."""
+    before = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in known}
+    peak = 0
+
+    class Peak(Allocations):
+        def __torch_dispatch__(self, *call: Any) -> Any:
+            nonlocal peak
+            result = super().__torch_dispatch__(*call)
+            self.made = [(ref, size) for ref, size in self.made if not ref.expired()]
+            alive = {ref.cdata: size for ref, size in self.made if ref.cdata not in before}
+            peak = max(peak, sum(alive.values()))
+            return result
+
+    with Peak():
+        run()
+    return peak

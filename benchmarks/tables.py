@@ -1,6 +1,6 @@
-"""Put the figures of benchmarks/results/*.json into the README: python benchmarks/tables.py
+"""Put the figures of benchmarks/results/*.json into the pages: python benchmarks/tables.py
 
-With --check, change nothing and fail where the README says other figures than the results.
+With --check, change nothing and fail where a page says other figures than the results.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 
 
 def em_quick(data: dict[str, Any]) -> str:
@@ -44,28 +43,143 @@ def _table(rows: list[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-TABLES = {"em_quick": em_quick}
+# -- speed ----------------------------------------------------------------------------------------
+
+# What was hoped for: name of a row, the best of the peer's, the best of ours, the ratio.
+GOALS = [
+    *[(f"decoder inference, {encoder}, batch {batch}", *pair) for encoder, goal in
+      (("resnet34", 2.0), ("resnet152", 1.6)) for batch in (1, 4)
+      for pair in ((("SMP",), ("ours", "ours fused"), goal), (None, None, 1.4))],
+    *[(f"whole model, resnet34, batch {batch}", *pair) for batch in (1, 4)
+      for pair in ((("SMP",), ("ours", "ours fused"), 1.8), (None, None, 1.3))],
+    *[("decoder training, resnet34, batch 4", *pair)
+      for pair in ((("SMP",), ("ours",), 1.6), (None, None, 1.3))],
+    *[(f"volume {kind}", *pair) for kind in ("inference", "training")
+      for pair in ((("MONAI",), ("ours", "ours fused"), 1.5), (None, None, 1.5))],
+]
 
 
-def fill(text: str) -> str:
-    """The text with the table of each result between its two markers."""
-    for name, render in TABLES.items():
-        data = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
-        block = f"<!-- {name} -->\n{render(data)}<!-- /{name} -->"
-        text, found = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, b=block: b, text,
-                              flags=re.DOTALL)
-        if found != 1:
-            raise SystemExit(f"the README must hold the markers of {name} once, not {found} times")
-    return text
+def speed(data: dict[str, Any]) -> str:
+    rows = data["rows"]
+    table = [("", "peer", "ms", "ours", "ms", "ratio", "hoped for")]
+    for name, theirs, mine, goal in GOALS:
+        times = rows[name]["milliseconds"]
+        peer = _fastest(times, theirs or [key for key in times if not key.startswith("ours")])
+        ours = _fastest(times, mine or [key for key in times if key.startswith("ours")])
+        table.append((name, peer, f"{times[peer]:.0f}", ours, f"{times[ours]:.0f}",
+                      f"**{times[peer] / times[ours]:.2f}**", f"{goal}"))
+    table.append(("CUDA, bf16, inference and training", "SMP compiled", "not measured", "",
+                  "no GPU", "", "1.3"))
+    machine = rows["convolution"]["machine"]
+    versions = machine["versions"]
+    return f"""{_table(table)}
+Each row is of the fastest setting among those named; where none is named in the goal, among all
+that were timed. {machine['cores']} cores, {machine['cpu']}, torch {versions['torch']}, timm \
+{versions['timm']}, segmentation-models-pytorch
+{versions['segmentation-models-pytorch']}, MONAI {versions['monai']}; {SIZE_NOTE}
+
+All that was timed, in milliseconds:
+
+{_all_times(rows)}
+{_memory(rows)}
+{_pruned(rows)}
+{_share(rows)}
+{_consumers(rows)}
+"""
+
+
+SIZE_NOTE = "images of 256x256, volumes of 64x64x64."
+
+
+def _fastest(times: dict[str, float], names: Any) -> str:
+    return min((name for name in names if name in times), key=times.get)
+
+
+def _all_times(rows: dict[str, Any]) -> str:
+    lines = [(name, ", ".join(f"{variant} {value:.0f}" for variant, value
+                              in row["milliseconds"].items()),
+              ", ".join(f"{who} {value:.2f}" for who, value in row.get("gmacs", {}).items()),
+              f"{max(row['error'].values()):.0e}" if "error" in row else "")
+             for name, row in rows.items() if name not in ("convolution", "consumers", "pruned")]
+    return _table([("", "ms", "GMAC", "largest error"), *lines])
+
+
+def _memory(rows: dict[str, Any]) -> str:
+    table = [("", "peer, MB", "ours, MB", "ratio", "hoped for")]
+    for name, row in rows.items():
+        for key, what in (("held_megabytes", "held for the backward pass"),
+                          ("peak_megabytes", "peak")):
+            for ours in ("ours", "ours fused"):
+                if ours in row.get(key, {}):
+                    peer = next(iter(row[key]))
+                    table.append((f"{name}, {what}, {ours}", str(row[key][peer]),
+                                  str(row[key][ours]), f"{row[key][ours] / row[key][peer]:.2f}",
+                                  "≤ 0.60" if "decoder training" in name else "< 1"))
+    return "Memory that operations write, weights and inputs not counted:\n\n" + _table(table)
+
+
+def _pruned(rows: dict[str, Any]) -> str:
+    row = rows["pruned"]
+    times, macs = row["milliseconds"], row["gmacs"]
+    deepest = list(times)[-1]
+    table = [("UNet++, plain encoder, fused", "ms", "share of time", "share of MACs")]
+    table += [(name, f"{times[name]:.1f}", f"{times[name] / times[deepest]:.2f}",
+               f"{macs[name] / macs[deepest]:.2f}") for name in times]
+    return "Pruned models:\n\n" + _table(table)
+
+
+def _share(rows: dict[str, Any]) -> str:
+    def speed_of(name: str, variant: str, macs: str) -> float:
+        row = rows[name]
+        return 2 * row["gmacs"][macs] / row["milliseconds"][variant] * 1e3  # GFLOP/s
+
+    peak = speed_of("convolution", "conv3x3", "conv3x3")
+    lines = []
+    for name, row in rows.items():
+        if name.startswith("decoder inference"):
+            best = _fastest(row["milliseconds"], [v for v in row["milliseconds"] if "fused" in v])
+            lines.append(f"{name.removeprefix('decoder inference, ')}: "
+                         f"{speed_of(name, best, 'ours') / peak:.2f}")
+    return ("Share of the speed of one large convolution (256 to 256 channels, 64x64, batch 4: "
+            f"{peak:.0f} GFLOP/s) that the fused decoder reaches: {'; '.join(lines)}. "
+            "Hoped for: 0.7.\n")
+
+
+def _consumers(rows: dict[str, Any]) -> str:
+    times = rows["consumers"]["milliseconds"]
+    parts = [f"{times[f'apart, batch {batch}']:.1f} ms apart and "
+             f"{times[f'stacked, batch {batch}']:.1f} ms stacked at batch {batch}"
+             for batch in (1, 4)]
+    return ("Convolutions of four readers of one map (64 channels, 128x128), which could share one "
+            f"with their channels stacked: {', '.join(parts)}. So they do not.\n")
+
+
+# -------------------------------------------------------------------------------------------------
+
+TABLES = {"em_quick": (ROOT / "README.md", em_quick),
+          "speed": (ROOT / "docs" / "performance.md", speed)}
+
+
+def fill(name: str) -> tuple[Path, str]:
+    """A page, and its text with the table of a result between its two markers."""
+    page, render = TABLES[name]
+    data = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+    block = f"<!-- {name} -->\n{render(data)}<!-- /{name} -->"
+    text, found = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block,
+                          page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    if found != 1:
+        raise SystemExit(f"{page} must hold the markers of {name} once, not {found} times")
+    return page, text
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
-    if "--check" not in sys.argv:
-        README.write_text(fill(text), encoding="utf-8")
-    elif fill(text) != text:
-        raise SystemExit("the README's figures are not those of benchmarks/results; "
-                         "run python benchmarks/tables.py")
+    for name in TABLES:
+        page, text = fill(name)
+        if "--check" not in sys.argv:
+            page.write_text(text, encoding="utf-8")
+        elif text != page.read_text(encoding="utf-8"):
+            raise SystemExit(f"{page.relative_to(ROOT)} has other figures than benchmarks/results; "
+                             "run python benchmarks/tables.py")
 
 
 if __name__ == "__main__":
