@@ -70,7 +70,7 @@ def fold_batch_norms(module: nn.Module, run: Run) -> None:
     """Folds batch norms into the convolutions before them, in place, where that is proven safe.
 
     Read off autograd's graph, on a copy without weights: nothing but the norm reads what the
-    convolution gives, and both run once.
+    convolution gives, both run once, and each has one owner.
 
     Args:
         run: calls a copy of the module on the meta device, and returns its outputs.
@@ -109,7 +109,10 @@ def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:
             read[path] = args[0].grad_fn
         return hook
 
+    owners = Counter(child for _, child in ghost.named_modules(remove_duplicate=False))
     for path, child in ghost.named_modules():
+        if owners[child] > 1:
+            continue
         if type(child).forward in FOLDABLE and "weight" in child._parameters:
             child.register_forward_hook(after_convolution(path))
         elif isinstance(child, _BatchNorm) and child.track_running_stats:

@@ -37,11 +37,11 @@ def from_pretrained(directory: str | Path, depth: int | None = None) -> Segmenta
     except (TypeError, ValueError) as error:
         raise ValueError(f"{str(directory / storage.CONFIG)!r}: {error}") from error
     # Compared before anything is allocated: a stranger's config may ask for any size.
-    check_shapes(plan.state_dict(), storage.read_shapes(weights), str(weights))
+    check_shapes(storage.own_tensors(plan), storage.read_shapes(weights), str(weights))
     model = build(config)
     tensors = storage.read_tensors(weights)
     model.to(common_dtype(model.state_dict(), tensors, str(weights)))
-    model.load_state_dict(tensors)
+    storage.load(model, tensors)
     return (model if depth is None else model.prune(depth)).eval()
 
 

@@ -279,11 +279,11 @@ class SegmentationModel(nn.Module):
             compile: also by ``torch.compile``, on the first image of each size. Call it within
                 ``torch.no_grad()``: on a CPU the weights are then laid out for its convolutions.
         """
-        model = copy.deepcopy(self).eval()
-        before = next(self.parameters()).dtype
-        model.to(torch.promote_types(before, torch.float32))  # where halves would lose digits
-        model = SegmentationModel(replace(self._config, output=self.output, fused=True),
-                                  *fuse_parts(model)) if not self._config.fused else model
+        model, before = copy.deepcopy(self).eval(), next(self.parameters()).dtype
+        if not self._config.fused:
+            model.to(torch.promote_types(before, torch.float32))  # halves would lose digits
+            config = replace(self._config, output=self.output, fused=True)
+            model = SegmentationModel(config, *fuse_parts(model))
         model.to(dtype=dtype or before, memory_format=memory_format or torch.preserve_format)
         if compile:
             model.compile(options={"freezing": True})
@@ -303,7 +303,7 @@ class SegmentationModel(nn.Module):
 
         Both are written under temporary names and renamed.
         """
-        storage.save(Path(directory), self.config, self.state_dict())
+        storage.save(Path(directory), self.config, self)
 
 
 def create(

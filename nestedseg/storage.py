@@ -17,7 +17,7 @@ from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -26,13 +26,28 @@ _COMMITTED = ".committed"
 _SAVING = ".saving"
 
 
-def save(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def save(directory: Path, config: Mapping[str, Any], model: nn.Module) -> None:
     """Writes both files, in place of earlier ones."""
-    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.detach().contiguous() for name, tensor in own_tensors(model).items()}
     replace_files(directory, {
         WEIGHTS: lambda path: safetensors.torch.save_file(tensors, path, {"format": "pt"}),
         CONFIG: lambda path: path.write_text(
             json.dumps(config, indent=2) + "\n", encoding="utf-8")})
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict, with one name for each tensor: some timm models share theirs."""
+    first: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), (name, tensor))
+    return dict(first.values())
+
+
+def load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """The reverse of `own_tensors`."""
+    names = {id(tensor): name for name, tensor in own_tensors(model).items()}
+    model.load_state_dict({name: tensors[names[id(tensor)]] for name, tensor
+                           in model.state_dict(keep_vars=True).items()})
 
 
 def replace_files(directory: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:

@@ -194,6 +194,17 @@ class Pair(nn.Module):
         return self.norm(y)
 
 
+class TwoOwners(Pair):
+    """The norm has another name too, by which it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.same = self.norm
+
+    def forward(self, x):
+        return self.same(self.conv(x))
+
+
 class Standardised(nn.Conv2d):
     """Its forward undoes any scale of the weight."""
 
@@ -234,6 +245,10 @@ def test_a_convolution_that_changes_its_weight_is_not_folded():
     assert not fold(Pair(conv=Standardised(2, 2, 3, padding=1)))
     weight_norm = nn.utils.parametrizations.weight_norm
     assert not fold(Pair(conv=weight_norm(nn.Conv2d(2, 2, 3, padding=1))))
+
+
+def test_a_norm_of_two_owners_is_not_folded():
+    assert not fold(TwoOwners())
 
 
 def test_a_norm_without_statistics_is_not_folded():

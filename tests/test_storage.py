@@ -515,3 +515,13 @@ def test_a_tensor_of_another_dtype_is_refused(tmp_path, to):
     safetensors.torch.save_file(tensors, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match=r"int64|mixes"):
         nestedseg.from_pretrained(tmp_path)
+
+
+def test_tensors_that_a_model_shares_are_written_once(tmp_path):
+    model = nestedseg.create("unetpp", "coat_tiny", depth=1)
+    model.save_pretrained(tmp_path)
+    written = safetensors.torch.load_file(tmp_path / WEIGHTS)
+    assert len(written) < len(model.state_dict())
+    loaded = nestedseg.from_pretrained(tmp_path).state_dict()
+    assert loaded.keys() == model.state_dict().keys()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())

@@ -64,7 +64,7 @@ def check(name, folder, **arguments):
     model.save_pretrained(folder)
     loaded = nestedseg.from_pretrained(folder).eval()
     tapped = []
-    model.eval().encoder.register_forward_hook(lambda module, args, out: tapped.append(
+    hook = model.eval().encoder.register_forward_hook(lambda module, args, out: tapped.append(
         [(feature, feature.clone()) for feature in out]))
     with torch.no_grad():
         heads = model.forward_heads(x)
@@ -72,6 +72,8 @@ def check(name, folder, **arguments):
         for feature, level in zip([now for now, _ in tapped[0]], model.encoder.levels, strict=True):
             assert feature.shape[1] == level.channels
         assert torch.equal(loaded(x), heads[model.depths[-1]])
+    hook.remove()
+    del loaded  # some have 400 million parameters
     sizes = []
     for depth, logits in heads.items():
         small = model.prune(depth)
@@ -79,6 +81,7 @@ def check(name, folder, **arguments):
         with torch.no_grad():
             assert torch.equal(small(x), logits), depth
         assert without_gradient(small, x) == [], depth
+        del small
     assert sizes == sorted(sizes)
     assert without_gradient(model, x) == []
 

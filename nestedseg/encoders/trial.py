@@ -86,6 +86,8 @@ class Trial:
         return _kept(self._models, repr(arguments), lambda: self._build(arguments))
 
     def _build(self, arguments: dict[str, Any]) -> nn.Module:
+        if self.device != "meta":
+            self._models.clear()  # real weights: one model at a time
         with torch.device(self.device):
             return timm.create_model(self.name, in_chans=self.in_channels, **arguments).eval()
 
