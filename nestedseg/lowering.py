@@ -75,7 +75,8 @@ def join(conv: nn.Module, edges: Sequence[Edge], inputs: Sequence[Tensor], fuse:
          default: str) -> Tensor:
     """``conv(fuse(edge(x) for each input))``, ``(N, C, *spatial)``."""
     if which(conv, fuse, default) == "fast":
-        pixels = [x[:, 0].numel() for x in inputs]
+        # a traced graph must hold for all sizes, so that it cannot ask which they are
+        pixels = [0 if torch.compiler.is_compiling() else x.numel() // x.shape[1] for x in inputs]
         return join_fast(Parts.of(conv, edges, pixels), edges, inputs)
     return join_reference(conv, edges, inputs, fuse)
 
@@ -227,7 +228,7 @@ def composing_pays(edge: Edge, weight: Tensor, pixels: float = math.inf) -> bool
         return edge.composes
     mid, wide, out = edge.out_channels, edge.up.in_channels, weight.shape[0]
     grown, taps = math.prod(edge.up_by), math.prod(weight.shape[2:])
-    reach = math.prod(f + 2 for f in edge.up_by)
+    reach = math.prod([f + 2 for f in edge.up_by])
     saved = grown * mid * (wide + taps * out) - wide * out * reach
     return pixels * saved > wide * mid * out * reach * taps
 

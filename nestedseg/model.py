@@ -467,8 +467,10 @@ def probabilities(logits: Tensor, task: str) -> Tensor:
 
 def resize_all(logits: Sequence[Tensor], strides: Sequence[tuple[int, ...]]) -> Sequence[Tensor]:
     """Logits at their strides brought to the input's size; those of one stride as one batch."""
-    if len(set(strides)) == 1:
-        return resize_logits(torch.cat(tuple(logits)), strides[0]).chunk(len(logits))
+    if len(logits) > 1 and len(set(strides)) == 1:
+        stacked = torch.stack(tuple(logits))
+        resized = resize_logits(stacked.flatten(0, 1), strides[0])
+        return resized.unflatten(0, stacked.shape[:2]).unbind()
     return [resize_logits(y, stride) for y, stride in zip(logits, strides)]
 
 
