@@ -128,6 +128,7 @@ class HubServer:
                 "reset": the same with a TCP reset; or a status: "401", "403", "404", "503".
             times: how many replies.
             method: of the requests; unless told, GET for faults of the body, all for a status.
+                HEAD has no body: "close" and "reset" then come instead of the reply.
         """
         if kind not in (*BODY_FAULTS, *STATUS_FAULTS):
             raise ValueError(f"no such fault: {kind!r}")
@@ -173,6 +174,7 @@ def entry(commit, path, expand):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # the head and a small body in one packet, or the body may wait for an answer
 
     def log_message(self, *_):
         pass
@@ -213,6 +215,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send(self, reply, fault):
         body, announced = reply.body, len(reply.body)
+        if self.command == "HEAD" and fault in ("close", "reset"):
+            return self.leave(fault)
         if fault == "flip" and body:
             body = body[:-1] + bytes([body[-1] ^ 1])
         elif fault in ("truncate", "close", "reset"):
@@ -222,13 +226,14 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in (reply.headers | {"Content-Length": str(announced),
                                              "Connection": "close"}).items():
             self.send_header(name, value)
-        self._headers_buffer.append(b"\r\n")
-        head = b"".join(self._headers_buffer)
-        if self.command == "HEAD":
-            head, body = b"" if fault in ("close", "reset") else head, b""
-        self.wfile.write(head + body)
-        if fault == "reset":
-            # Closed here: http.server would say goodbye first.
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else body)
+        self.wfile.flush()
+        return self.leave(fault)
+
+    def leave(self, fault):
+        self.close_connection = True
+        if fault == "reset":  # here, because http.server would say goodbye first
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             os.close(self.connection.detach())
 
@@ -248,7 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.repo(name, write)
         commit = repo.branches.get(revision, [None])[-1] if write else repo.find(revision)
         if commit is None:
-            raise HubError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise HubError(404, "RevisionNotFound", "Invalid rev id")
         return commit
 
     def create(self):
@@ -306,7 +311,7 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif key == "lfsFile":
                 if value["oid"] not in self.hub.lfs:
-                    raise HubError(400, message=f"{value['path']} was not uploaded")
+                    raise HubError(400, message="an LFS object was not uploaded")
                 files[value["path"]] = self.hub.lfs[value["oid"]]
             elif key == "deletedFile":
                 files.pop(value["path"], None)
@@ -321,7 +326,7 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.repo(name, write=True)
         start = self.find(name, json.loads(self.data or b"{}").get("startingPoint", "main"))
         if new in repo.branches:
-            raise HubError(409, message=f"Reference already exists: {new}")
+            raise HubError(409, message="Reference already exists")
         repo.branches[new] = [start]
         return as_json({})
 

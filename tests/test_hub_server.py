@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import huggingface_hub
 import pytest
@@ -14,7 +16,9 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    get_hf_file_metadata,
     hf_hub_download,
+    hf_hub_url,
     snapshot_download,
 )
 from huggingface_hub.errors import (
@@ -156,6 +160,37 @@ def test_listings(server, api):
     assert folder.path == "sub"
     assert api.file_exists(REPO, CONFIG) and not api.file_exists(REPO, "absent")
     assert api.repo_exists(REPO) and not api.repo_exists("someone/other")
+
+
+def test_the_head_of_a_file(server):
+    sha = server.put(REPO, FILES)
+    seen = get_hf_file_metadata(hf_hub_url(REPO, WEIGHTS))
+    assert (seen.commit_hash, seen.etag, seen.size) == (
+        sha, hashlib.sha256(FILES[WEIGHTS]).hexdigest(), 10240)
+    seen = get_hf_file_metadata(hf_hub_url(REPO, CONFIG))
+    git = hashlib.sha1(b"blob 13\0" + FILES[CONFIG]).hexdigest()
+    assert (seen.commit_hash, seen.etag, seen.size) == (sha, git, 13)
+    assert server.downloads() == []
+
+
+@pytest.mark.parametrize("asked, first, last", [
+    ("5-9", 5, 9), ("10000-", 10000, 10239), ("0-99999", 0, 10239)])
+def test_a_part_of_a_file(server, asked, first, last):
+    server.put(REPO, FILES)
+    request = Request(hf_hub_url(REPO, WEIGHTS), headers={"Range": f"bytes={asked}"})
+    with urlopen(request) as reply:
+        assert (reply.status, reply.headers["Content-Range"]) == (
+            206, f"bytes {first}-{last}/10240")
+        assert reply.read() == FILES[WEIGHTS][first:last + 1]
+
+
+def test_no_part_after_the_end(server):
+    server.put(REPO, FILES)
+    request = Request(hf_hub_url(REPO, WEIGHTS), headers={"Range": "bytes=10240-"})
+    with pytest.raises(HTTPError) as caught:
+        urlopen(request)
+    assert (caught.value.code, caught.value.headers["Content-Range"]) == (416, "bytes */10240")
+    caught.value.close()
 
 
 def test_a_snapshot_holds_what_the_patterns_allow(server):
