@@ -128,9 +128,9 @@ On the command line: `nestedseg predict {repo_id} images --out masks`."""
 def depth_table(summary: Summary, scores: Scores) -> str:
     """Depth | parameters | MACs | a column for each metric."""
     metrics = sorted({metric for found in scores.values() for metric in found})
-    size = " × ".join(map(str, summary.size))
-    rows = [["depth", "parameters", f"MACs at {size}", *(NAMES.get(m, escape(m)) for m in metrics)]]
-    rows.append(["---:"] * len(rows[0]))
+    size = "x".join(map(str, summary.size))
+    head = ["depth", "parameters", f"MACs at {size}", *(NAMES.get(m, escape(m)) for m in metrics)]
+    rows = [head, ["---:"] * len(head)]
     for row in summary:
         found = scores.get(row.depth, {})
         rows.append([str(row.depth), f"{row.parameters:,}", f"{row.macs / 1e9:.3g} G",

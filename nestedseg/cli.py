@@ -1,4 +1,4 @@
-"""The command line: ``nestedseg train | predict | prune | summary | draw | list | demo``."""
+"""The command line: ``nestedseg train``, ``predict``, ``publish`` and so on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from nestedseg.inference import OVERLAP, WINDOW, predict_image, to_mask
 from nestedseg.layers import NORMS, UPSAMPLINGS
 from nestedseg.model import SegmentationModel
 from nestedseg.pictures import paint_classes, to_rgb
-from nestedseg.report import depth_table, write_report
+from nestedseg.publish import open_repo, write_repo
+from nestedseg.remote import is_repo_id
+from nestedseg.report import depth_table, read_report, write_report
 from nestedseg.topologies import read
 from nestedseg.training import MODEL, PRECISIONS, Settings, fit
 
@@ -33,10 +35,13 @@ examples:
   accelerate launch -m nestedseg train --images ... --labels ... --out run
   nestedseg predict run/model images --out masks --depth 2
   nestedseg prune run/model --depth 2 --out small
+  nestedseg publish run --repo user/name --license mit
+  nestedseg predict user/name images --out masks
   nestedseg summary unetpp --encoder resnet18
   nestedseg draw unetpp --depth 4 --out unetpp.svg
   nestedseg list encoders "convnext*"
 """
+MODEL_HELP = "a folder, like run/model, or the id of a repo on the Hugging Face Hub, user/name"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,11 +82,15 @@ def train(args: argparse.Namespace) -> None:
     validation = LabelledImages(held_out, args.classes, args.binary)
     torch.manual_seed(args.seed)
     model = _create_for(args, training, options)
+    if args.push_to_hub:
+        open_repo(args.push_to_hub, **_access(args))  # a wrong token shows now, not after hours
     history = fit(model, training, validation, args.out, settings, args.resume)
     if require("accelerate").PartialState().is_main_process:
         best = nestedseg.from_pretrained(args.out / MODEL).to(_device())
         print(depth_table(write_report(args.out, best, validation, history, asdict(settings))))
         print(f"the best model and its report are in {args.out}")
+        if args.push_to_hub:
+            _push(args, args.push_to_hub, args.out)
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -107,9 +116,20 @@ def prune(args: argparse.Namespace) -> None:
           f"is in {args.out}")
 
 
+def publish(args: argparse.Namespace) -> None:
+    """Push the model of a training run, with a card, to the Hugging Face Hub."""
+    if args.dry_run is None:
+        _push(args, args.repo, args.run_folder)
+    else:
+        model = nestedseg.from_pretrained(args.run_folder / MODEL)
+        write_repo(model, args.dry_run, args.repo, **_facts(args, args.run_folder))
+        print(f"what would be pushed to {args.repo} is in {args.dry_run}")
+
+
 def summary(args: argparse.Namespace) -> None:
     """Print what each depth costs."""
-    if Path(args.model).is_dir():
+    is_file = args.model.endswith(".json")
+    if Path(args.model).is_dir() or (is_repo_id(args.model) and not is_file):
         model = nestedseg.from_pretrained(args.model)
     else:
         model = nestedseg.create(args.model, classes=args.classes, in_channels=args.in_channels,
@@ -142,6 +162,23 @@ def demo(args: argparse.Namespace) -> None:
     run_demo(args.out, args.images, args.labels)
 
 
+# -- to the Hub -----------------------------------------------------------------------------------
+
+
+def _push(args: argparse.Namespace, repo: str, run: Path) -> None:
+    model = nestedseg.from_pretrained(run / MODEL)
+    commit = model.push_to_hub(repo, **_access(args), **_facts(args, run))
+    print(f"pushed to {repo}: {commit.commit_url}")
+
+
+def _access(args: argparse.Namespace) -> dict[str, Any]:
+    return {"private": args.private or None, "token": args.token}
+
+
+def _facts(args: argparse.Namespace, run: Path) -> dict[str, Any]:
+    return {**read_report(run), "license": args.license, "dataset": args.dataset}
+
+
 # -- from arguments to models ---------------------------------------------------------------------
 
 
@@ -167,7 +204,8 @@ def _create_for(args: argparse.Namespace, images: LabelledImages,
     pretrained = args.encoder_weights is not None
     model = nestedseg.create(args.topology, classes=args.classes,
                              in_channels=3 if pretrained else images.in_channels,
-                             encoder_weights=args.encoder_weights, **options)
+                             encoder_weights=args.encoder_weights,
+                             class_names=args.class_names, **options)
     if not pretrained:
         model.set_preprocessing(input_range=[0.0, 1.0], mean=images.mean, std=images.std)
     return model
@@ -209,6 +247,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(command("train", train))
     _add_predict(command("predict", predict))
     _add_prune(command("prune", prune))
+    _add_publish(command("publish", publish))
     _add_summary(command("summary", summary))
     _add_draw(command("draw", draw))
     _add_list(command("list", list_names))
@@ -232,6 +271,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     model = _add_model_options(parser)
     model.add_argument("--topology", default="unetpp", metavar="NAME|JSON",
                        help="see `nestedseg list topologies` (default: %(default)s)")
+    model.add_argument("--class-names", nargs="+", metavar="NAME", help="kept with the model")
     model.add_argument("--encoder-weights", metavar="imagenet|FILE",
                        help="pretrained weights of a timm encoder (default: random)")
     training = parser.add_argument_group("training")
@@ -255,6 +295,24 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--resume", action="store_true", help="continue the run in RUN")
 
 
+    hub = _add_hub_options(parser)
+    hub.add_argument("--push-to-hub", metavar="USER/NAME",
+                     help="push the best model at the end, as `nestedseg publish` does")
+
+
+def _add_hub_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("Hugging Face Hub")
+    group.add_argument("--private", action="store_true", help="if the repo has to be made")
+    group.add_argument("--token", metavar="TOKEN",
+                       help="with the right to write (default: $HF_TOKEN, or what `hf auth login` "
+                            "stored)")
+    group.add_argument("--license", metavar="NAME", help="like mit or cc-by-4.0, for the card")
+    group.add_argument("--dataset", metavar="NAME",
+                       help="what it was trained on, for the card; without, no scores are listed "
+                            "among the Hub's results")
+    return group
+
+
 def _add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("model")
     group.add_argument("--encoder", default="plain", metavar="NAME",
@@ -275,7 +333,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder, like run/model")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("images", type=Path, metavar="IMAGE_OR_DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="gets masks/ (class indices; one class: 0 and 255) and overlays/")
@@ -287,14 +345,23 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_prune(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder, like run/model")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--depth", type=int, required=True, metavar="D", help="depth to keep")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
 
 
+def _add_publish(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder of `nestedseg train`")
+    parser.add_argument("--repo", required=True, metavar="USER/NAME",
+                        help="made where it is not there")
+    parser.add_argument("--dry-run", type=Path, metavar="DIR",
+                        help="write to a folder what would be pushed, and push nothing")
+    _add_hub_options(parser)
+
+
 def _add_summary(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL|TOPOLOGY",
-                        help="folder of a saved model, or a topology's name or .json")
+                        help="a folder or repo of a model, or a topology's name or .json")
     group = _add_model_options(parser)
     group.add_argument("--classes", type=int, default=1, metavar="C", help="default: 1")
     group.add_argument("--in-channels", type=int, default=3, metavar="C", help="default: 3")

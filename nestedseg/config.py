@@ -210,6 +210,8 @@ def check_training(facts: Any) -> dict[str, Any]:
     flat = list(_flatten(facts, 3))
     if len(flat) > MAX_FACTS:
         raise ValueError(f"training holds {len(flat)} values; at most {MAX_FACTS} are kept")
+    if not isinstance(facts.get("dataset", ""), str):
+        raise TypeError(f"dataset must be a name, got {show(facts['dataset'])}")
     metrics = facts.get("metrics", {})
     if not isinstance(metrics, Mapping) or not all(
             str(depth).isdecimal() and isinstance(scores, Mapping)

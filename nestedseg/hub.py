@@ -80,7 +80,7 @@ def open_source(name: str | Path, **options: object) -> shards.Source:
     Raises:
         FileNotFoundError: it is neither.
     """
-    if Path(name).is_dir():
+    if name != "" and Path(name).is_dir():
         return Folder(Path(name))
     if isinstance(name, str) and is_repo_id(name):
         return Repo(name, **options)

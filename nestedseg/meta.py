@@ -24,18 +24,25 @@ def meta_copy(model: nn.Module) -> nn.Module:
 def fill(ghost: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Puts weights in the place of those on the meta device, in place; shared ones stay shared.
 
-    Buffers that no state dict holds are computed by timm, whose models alone have such.
+    Buffers that no state dict holds are computed, by what timm calls the same in all its models.
 
     Args:
         tensors: by the names of `storage.own_tensors`.
+
+    Raises:
+        ValueError: there is a buffer that cannot be computed so.
     """
-    olds = own_tensors(ghost)
     new = {id(old): nn.Parameter(tensors[name], old.requires_grad)
-           if isinstance(old, nn.Parameter) else tensors[name] for name, old in olds.items()}
+           if isinstance(old, nn.Parameter) else tensors[name]
+           for name, old in own_tensors(ghost).items()}
     for module, name, old in list(_tensors(ghost)):
-        setattr(module, name, new.get(id(old), torch.empty_like(old, device="cpu")))
+        if id(old) not in new and not hasattr(module, "init_non_persistent_buffers"):
+            raise ValueError(f"the buffer {name!r} of a {type(module).__name__} is neither among "
+                             "the weights nor can it be computed again; install a newer timm")
+        value = new.get(id(old))
+        setattr(module, name, torch.empty_like(old, device="cpu") if value is None else value)
     for module in ghost.modules():
-        if hasattr(module, "init_non_persistent_buffers"):  # what timm calls it in all its models
+        if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
 
 

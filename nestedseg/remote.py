@@ -44,6 +44,8 @@ def explained(action: str) -> Iterator[None]:
     except HubError:
         raise
     except Exception as error:
+        if type(error) is ValueError and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # what a forced download says hides why it failed
         text = " ".join(str(error).split()) or type(error).__name__
         raise HubError(f"{action}: {advice(error)} ({text[:500]})") from error
 

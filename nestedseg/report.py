@@ -22,9 +22,11 @@ from nestedseg.model import SegmentationModel, probabilities
 from nestedseg.pictures import CLASS_COLOURS, MISSED, WRONG, paint_classes, paint_errors, to_rgb
 from nestedseg.training import Epoch, best_epoch
 
+METRICS, CURVES, OVERLAY = "metrics.json", "curves.png", "overlay.png"
 SHOWN = 3  # images in overlay.png
 PANEL = 2.9  # inches
 INK = "#24292f"
+RECORDED = ("batch", "patch", "lr", "seed")  # settings that the model's config keeps
 
 
 def write_report(run: str | Path, model: SegmentationModel, validation: LabelledImages,
@@ -47,11 +49,35 @@ def write_report(run: str | Path, model: SegmentationModel, validation: Labelled
                "history": list(map(asdict, history)), "settings": settings,
                "model": model.config,
                "validation": [pair.image.name for pair in validation.pairs]}
-    (run / "metrics.json").write_text(json.dumps(_finite(metrics), indent=2) + "\n")
+    (run / METRICS).write_text(json.dumps(_finite(metrics), indent=2) + "\n")
     (run / "depths.md").write_text(depth_table(depths))
-    draw_curves(history, run / "curves.png")
-    draw_overlay(model, validation, run / "overlay.png")
+    draw_curves(history, run / CURVES)
+    draw_overlay(model, validation, run / OVERLAY)
     return depths
+
+
+def read_report(run: str | Path) -> dict[str, Any]:
+    """The facts of a run as `SegmentationModel.push_to_hub` takes them.
+
+    Raises:
+        ValueError: ``metrics.json`` is not what `write_report` writes.
+    """
+    run = Path(run)
+    pictures = {"Validation images: truth, and the prediction of each depth": run / OVERLAY,
+                "Training loss and validation IoU": run / CURVES}
+    facts = {"pictures": {text: path for text, path in pictures.items() if path.is_file()}}
+    if not (run / METRICS).is_file():
+        return facts  # of a run that was stopped there is the model alone
+    try:
+        report = json.loads((run / METRICS).read_text(encoding="utf-8"))
+        scores = {row["depth"]: {name: row[name] for name in ("iou", "dice")
+                                 if row[name] is not None} for row in report["depths"]}
+        training = {"scores": f"of {len(report['validation'])} validation images",
+                    "epochs": len(report["history"]), "best_epoch": report["best_epoch"],
+                    **{name: report["settings"][name] for name in RECORDED}}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{run / METRICS} is not what a training run writes: {error!r}") from None
+    return facts | {"metrics": scores, "training": training}
 
 
 def depth_table(depths: Sequence[DepthReport]) -> str:
