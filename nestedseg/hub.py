@@ -66,11 +66,13 @@ def load(source: shards.Source, data: dict[str, object], depth: int | None) -> S
     with blamed(source.where(storage.CONFIG)):
         whole = Config.from_dict(data)
     config = whole if depth is None else whole.prune(depth)
+    layout = shards.find_layout(source, len(whole.graph.heads) > 1, checksum)
+    with blamed(source.where(layout.file)):
+        shards.check_nodes(config.graph, layout)
     with blamed(source.where(storage.CONFIG)), torch.device("meta"):
-        model = build(config)  # nothing is allocated: a stranger's config may ask for any size
-    expected = storage.own_tensors(model)
+        model = build(config)  # takes no memory yet: a stranger's config may ask for any size
     known = model.state_dict().keys() if config == whole else None
-    fill(model, shards.read(source, expected, known, len(whole.graph.heads) > 1, checksum))
+    fill(model, shards.read(source, layout, storage.own_tensors(model), known))
     return model
 
 

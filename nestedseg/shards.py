@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from nestedseg import storage
+from nestedseg.compiler import head_name
 from nestedseg.errors import blamed, show
+from nestedseg.graph import Graph
 from nestedseg.meta import meta_copy
 from nestedseg.version import __version__
 
@@ -127,8 +129,8 @@ class Layout:
         return {name for name, place in self.places.items() if place == file}
 
 
-def read(source: Source, expected: Mapping[str, Tensor], known: set[str] | None,
-         sharded: bool, checksum: Any) -> dict[str, Tensor]:
+def read(source: Source, layout: Layout, expected: Mapping[str, Tensor],
+         known: Set[str] | None) -> dict[str, Tensor]:
     """The weights of a model, from the files that hold any of them; all of one dtype, finite.
 
     Nothing is read before the names and shapes in all those files are what they should be.
@@ -136,14 +138,11 @@ def read(source: Source, expected: Mapping[str, Tensor], known: set[str] | None,
     Args:
         expected: the tensors of the model, on the meta device.
         known: all names that the source may have; ``None`` = any, of a model that was pruned.
-        sharded: whether to look for an index before a single file.
-        checksum: of the single file, if the config has it.
 
     Raises:
         ValueError: a file is damaged, or its content is not what it should be.
         OSError: a file is missing or cannot be downloaded.
     """
-    layout = find_layout(source, sharded, checksum)
     with blamed(source.where(layout.file)):
         check_names(expected.keys(), layout.places.keys(), known, "its config")
     paths = {file: source.get(file) for file in sorted({layout.places[name] for name in expected})}
@@ -163,6 +162,10 @@ def read(source: Source, expected: Mapping[str, Tensor], known: set[str] | None,
 
 def find_layout(source: Source, sharded: bool, checksum: Any) -> Layout:
     """The index, or the names in the single file.
+
+    Args:
+        sharded: whether to look for the index first.
+        checksum: of the single file, if the config has it.
 
     Raises:
         FileNotFoundError: there is neither.
@@ -197,6 +200,17 @@ def parse_index(data: Mapping[str, Any]) -> Layout:
                              "names like model-00001-of-00004.safetensors in the same folder")
     checksums = {file: metadata.get(f"{CHECKSUM}.{file}") for file in set(places.values())}
     return Layout(storage.INDEX, places, checksums)
+
+
+def check_nodes(graph: Graph, layout: Layout) -> None:
+    """Refuses a graph with nodes or heads of which there are no weights, before it is built.
+
+    Raises:
+        ValueError: naming some.
+    """
+    wanted = {f"decoder.{name}" for name in (*graph.nodes, *map(head_name, graph.heads))}
+    check_names(wanted, {".".join(name.split(".")[:2]) for name in layout.places}, None,
+                "its config")
 
 
 def check_names(wanted: Set[str], found: Set[str], known: Set[str] | None, by: str) -> None:
