@@ -97,15 +97,15 @@ def introduction(config: Mapping[str, Any], depths: int) -> str:
     kind = "volumes" if config["dims"] == 3 else "images"
     nested = " It has a head at each of several depths: any of them can be loaded alone, without " \
              "the weights that only deeper ones need." if depths > 1 else ""
-    classes = config["classes"]
     return (f"The topology `{slug(config['topology'])}` over {encoder_of(config)}, compiled by "
             f"nestedseg (`pip install nestedseg`): {config['task']} segmentation of {kind} of "
-            f"{config['in_channels']} channel(s) into {classes} class(es).{nested}")
+            f"{count(config['in_channels'], 'channel')} into {count(config['classes'], 'class')}."
+            f"{nested}")
 
 
 def usage(repo_id: str, config: Mapping[str, Any], depths: Sequence[int]) -> str:
     """Lines to copy."""
-    shallow = f"\nsmall = nestedseg.from_pretrained({repo_id!r}, depth={depths[0]})" \
+    shallow = f'\nsmall = nestedseg.from_pretrained("{repo_id}", depth={depths[0]})' \
         if len(depths) > 1 else ""
     if config["dims"] == 3:
         imports, run = "", "probabilities = model.predict(x)    # x: (N, C, D, H, W), normalised"
@@ -118,7 +118,7 @@ def usage(repo_id: str, config: Mapping[str, Any], depths: Sequence[int]) -> str
 ```python
 {imports}import nestedseg
 
-model = nestedseg.from_pretrained({repo_id!r}){shallow}
+model = nestedseg.from_pretrained("{repo_id}"){shallow}
 {run}
 ```
 
@@ -166,6 +166,12 @@ def encoder_of(config: Mapping[str, Any]) -> str:
     """Its name, and whose it is."""
     name = config["encoder"]
     return "the UNet++ paper's own encoder" if name == "plain" else f"timm's `{name}`"
+
+
+def count(number: int, what: str) -> str:
+    """``"1 class"``, ``"3 classes"``."""
+    plural = f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"{number} {what if number == 1 else plural}"
 
 
 def numbers(values: Sequence[float]) -> str:

@@ -54,7 +54,8 @@ def save(directory: Path, config: Mapping[str, Any], model: SegmentationModel) -
     writers: dict[str, storage.Writer] = {file: _weights_writer(model, names)
                                           for file, names in files.items()}
     if len(files) > 1:
-        writers[storage.INDEX] = lambda path: _write_json(path, make_index(path.parent, files))
+        writers[storage.INDEX] = lambda path: _write_json(path, make_index(
+            path.parent, files, model.state_dict()))
     writers[storage.CONFIG] = lambda path: _write_json(path, {
         "nestedseg_version": __version__, **config, **_own_checksum(path.parent, files)})
     storage.replace_files(directory, writers)
@@ -87,9 +88,10 @@ def split(model: SegmentationModel) -> dict[str, list[str]]:
     return files
 
 
-def make_index(directory: Path, files: Mapping[str, list[str]]) -> dict[str, Any]:
+def make_index(directory: Path, files: Mapping[str, list[str]],
+               tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The index of files that have been written; its metadata are strings, as others expect."""
-    size = sum((directory / file).stat().st_size for file in files)
+    size = sum(tensors[name].nbytes for names in files.values() for name in names)
     checksums = {f"{CHECKSUM}.{file}": storage.sha256(directory / file) for file in files}
     return {"metadata": {"format": "pt", "total_size": str(size), **checksums},
             "weight_map": {name: file for file, names in files.items() for name in names}}

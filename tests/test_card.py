@@ -65,7 +65,7 @@ def test_the_text_holds_what_the_model_is(tmp_path, topology, dims):
     assert MARK in card.text and card.text.count(model.graph.to_mermaid()) == 1
     assert [row[:2] for row in table(card)[2:]] == [
         [str(row.depth), f"{row.parameters:,}"] for row in model.summary()]
-    for fact in (f"nestedseg.from_pretrained('{REPO}')", "minus [0.25, 0.5]", "Epochs: 12",
+    for fact in (f'nestedseg.from_pretrained("{REPO}")', "minus [0.25, 0.5]", "Epochs: 12",
                  "back\\|ground, nucleus", "Dataset: EM, 30 slices", "the UNet++ paper's own"):
         assert fact in card.text
     assert ("depth=1" in card.text) is (topology == "unetpp")

@@ -20,6 +20,7 @@ import timm
 import torch
 
 import nestedseg
+from nestedseg.meta import fill
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -309,6 +310,42 @@ def test_a_config_that_is_no_config_is_refused(folder, text):
     (folder / CONFIG).write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=r"config\.json"):
         nestedseg.from_pretrained(folder)
+
+
+def test_a_later_schema_says_which_nestedseg_to_install(folder):
+    edit(folder, schema_version=3, nestedseg_version="1.20.3")
+    with pytest.raises(ValueError, match=r"versions 1 to 2.*pip install \"nestedseg>=1\.20\.3\""):
+        nestedseg.from_pretrained(folder)
+    for writer in (..., 5, "1.0; rm -r x", "", "1.0\n", ["1.0"]):
+        edit(folder, nestedseg_version=writer)
+        with pytest.raises(ValueError, match=r"pip install --upgrade nestedseg$"):
+            nestedseg.from_pretrained(folder)
+
+
+def test_an_earlier_schema_is_read(folder, model):
+    edit(folder, schema_version=1, nestedseg_version=..., class_names=..., training=...)
+    assert same_model(nestedseg.from_pretrained(folder), model)
+
+
+def test_what_is_known_of_a_model_is_saved(tmp_path):
+    model = make(classes=2, class_names=["background", "nucleus"])
+    model.save_pretrained(tmp_path)
+    assert nestedseg.from_pretrained(tmp_path, 1).config["class_names"] == ["background", "nucleus"]
+    for names in (["a"], ["a", "a"], ["a", 5], "ab", ["a", ""], ["a", "b\n"], ["a", "x" * 300]):
+        with pytest.raises((TypeError, ValueError), match="class_names"):
+            make(classes=2, class_names=names)
+
+
+def test_a_buffer_that_nobody_can_compute_is_refused():
+    """Or it would hold whatever lay in memory."""
+    with torch.device("meta"):
+        ghost = torch.nn.Linear(2, 1)
+        ghost.register_buffer("scale", torch.ones(1), persistent=False)
+    with pytest.raises(ValueError, match="the buffer 'scale' of a Linear"):
+        fill(ghost, {"weight": torch.ones(1, 2), "bias": torch.ones(1)})
+    ghost.init_non_persistent_buffers = lambda: ghost.scale.fill_(3)
+    fill(ghost, {"weight": torch.ones(1, 2), "bias": torch.ones(1)})
+    assert ghost(torch.ones(1, 2)).item() == 3 and ghost.scale.item() == 3
 
 
 @pytest.mark.parametrize("version", [..., None, 0, 3, 10 ** 30, "1", 1.0, True, [1]], ids=repr)
