@@ -120,7 +120,7 @@ class Layout:
     Args:
         file: that says so: the index, or the one with all tensors.
         places: the file of each tensor.
-        checksums: of each file; ``None`` = not known.
+        checksums: of the files that are still to be verified.
     """
 
     file: str
@@ -149,8 +149,7 @@ def read(source: Source, layout: Layout, expected: Mapping[str, Tensor],
         check_names(expected.keys(), layout.places.keys(), known, "its config")
     paths = {file: source.get(file) for file in sorted({layout.places[name] for name in expected})}
     for file, path in paths.items():
-        if (wanted := layout.checksums[file]) not in (None, found := storage.sha256(path)):
-            raise source.damage(file, f"its {CHECKSUM} is {found}, expected {show(wanted)}")
+        verify(source, file, path, layout.checksums.get(file))
         with blamed(source.where(file)):
             check_shapes(expected, storage.read_shapes(path), layout.names_in(file))
     tensors: dict[str, Tensor] = {}
@@ -181,10 +180,22 @@ def find_layout(source: Source, sharded: bool, checksum: Any) -> Layout:
             f"{source.name!r} holds no weights that can be loaded: {storage.WEIGHTS} is missing, "
             f"and {storage.INDEX} too. A pickle, such as pytorch_model.bin, is never read: it may "
             "run any code")
+    if file == storage.WEIGHTS:
+        verify(source, file, path, checksum)
     with blamed(source.where(file)):
         if file == storage.INDEX:
             return parse_index(storage.read_json(path))
-        return Layout(file, dict.fromkeys(storage.read_shapes(path), file), {file: checksum})
+        return Layout(file, dict.fromkeys(storage.read_shapes(path), file), {})
+
+
+def verify(source: Source, file: str, path: Path, checksum: Any) -> None:
+    """Refuses a file that is not the one that was saved. Files by others have no checksum.
+
+    Raises:
+        ValueError, HubError: as the source says it.
+    """
+    if checksum is not None and checksum != (found := storage.sha256(path)):
+        raise source.damage(file, f"its {CHECKSUM} is {found}, expected {show(checksum)}")
 
 
 def parse_index(data: Mapping[str, Any]) -> Layout:

@@ -415,3 +415,13 @@ def test_device_and_dtype(pushed):
 
 def test_constants_are_as_the_server_needs_them(server):
     assert server.url == constants.ENDPOINT  # or these tests would go out to the internet
+
+
+def test_damage_to_a_header_is_said_in_the_same_way(server, model):
+    """In the single file, whose header is read before all else."""
+    model.prune(3).push_to_hub(REPO)
+    files = server.files(REPO)
+    data = files[WEIGHTS]
+    server.put(REPO, files | {WEIGHTS: data[:20] + bytes([data[20] ^ 1]) + data[21:]})
+    with pytest.raises(HubError, match=rf"{WEIGHTS}.*{REPO}.*damaged.*force_download=True"):
+        load()
