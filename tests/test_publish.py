@@ -1,6 +1,7 @@
 """From a training run to a repo, on the command line, and back in a fresh process."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -83,7 +84,8 @@ def test_a_run_becomes_a_repo_from_which_a_fresh_process_predicts(run, folder, s
         assert text in card.text
 
     environment = client_environment(server, tmp_path / "empty")
-    environment["PYTHONPATH"] = str(Path(nestedseg.__file__).parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(nestedseg.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     server.clear_log()
     subprocess.run([sys.executable, "-m", "nestedseg", "predict", REPO, folder / "images", "--out",
                     tmp_path / "out", "--depth", "1"], env=environment, check=True, cwd=tmp_path)
