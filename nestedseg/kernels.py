@@ -10,10 +10,15 @@ SMALL = 20_480  # elements that torch compares with, of an image without its las
 
 
 def preferred_layout(x: Tensor) -> Tensor:
-    """On CPU, images in channels_last: transposed convolutions are up to three times faster so."""
-    if x.device.type == "cpu" and x.dim() == 4:
-        return x.contiguous(memory_format=torch.channels_last)
-    return x
+    """On CPU, images in channels_last for inference, and not for training.
+
+    Transposed convolutions are up to three times faster in channels_last, and other ones as fast.
+    But the gradient of a convolution's weight takes more than three times as long.
+    """
+    if x.device.type != "cpu" or x.dim() != 4:
+        return x
+    training = torch.is_grad_enabled()
+    return x.contiguous(memory_format=torch.contiguous_format if training else torch.channels_last)
 
 
 class Conv3d(nn.Conv3d):
