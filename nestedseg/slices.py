@@ -11,10 +11,10 @@ import numpy as np
 
 from nestedseg.data import Volume
 from nestedseg.extras import require
-from nestedseg.pictures import INK, MISSED, WRONG, to_rgb
+from nestedseg.pictures import CLASS_COLOURS, INK, WRONG, to_rgb
 
-PANEL = 3.2  # inches
-COLOURS = (MISSED, WRONG)  # of the masks, in their order
+WIDTH = 9  # inches
+COLOURS = (CLASS_COLOURS[0], WRONG)  # of the masks, in their order
 
 
 class Case(NamedTuple):
@@ -34,16 +34,17 @@ class Case(NamedTuple):
 def draw_slices(cases: Sequence[Case], path: Path) -> None:
     """A row for each volume, cut where its first mask has most foreground, as a PNG.
 
-    Slices show their first axis upwards: a NIfTI volume's head, or front, is up, its right side
-    right.
+    All slices are to one scale. They show their first axis upwards: a NIfTI volume's head, or
+    front, is up, its right side right.
     """
     plt = pyplot()
     rows = [_slices(case) for case in cases]
-    ratios = [[_height(panel) for panel in row] for row in rows]
-    heights = [max(row) for row in ratios]
+    widths = [max(panel.size[1] for panel in column) for column in zip(*rows)]
+    heights = [max(panel.size[0] for panel in row) for row in rows]
+    scale = WIDTH / sum(widths)
     figure, grid = plt.subplots(
         len(rows), 3, squeeze=False, layout="constrained", height_ratios=heights,
-        figsize=(3 * PANEL, PANEL * sum(heights) + 0.35 * len(rows) + 0.4))
+        width_ratios=widths, figsize=(WIDTH, scale * sum(heights) + 0.5 * len(rows) + 0.4))
     for axes, panel in zip(grid.flat, (panel for row in rows for panel in row), strict=True):
         _draw_panel(axes, panel)
     names = list(cases[0].masks)
@@ -65,22 +66,26 @@ class _Panel(NamedTuple):
     title: str
     pixels: np.ndarray  # (rows, columns)
     masks: list[np.ndarray]
-    aspect: float  # a row's height over a column's width, in mm
+    spacing: tuple[float, float]  # of rows and columns, in mm
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Height and width in mm."""
+        rows, columns = self.pixels.shape
+        return rows * self.spacing[0], columns * self.spacing[1]
 
 
 def _slices(case: Case) -> list[_Panel]:
+    names = ("axial, ", "coronal, ", "sagittal, ") if case.volume.source else ("", "", "")
+    titles = [f"{case.name}\n{names[0]}", f"\n{names[1]}", f"\n{names[2]}"]
     panels = []
-    spacing = case.volume.spacing
-    names = ("axial", "coronal", "sagittal") if case.volume.source else ("", "", "")
-    where = _fullest(next(iter(case.masks.values())))
-    for axis, index in enumerate(where):
+    for axis, index in enumerate(_fullest(next(iter(case.masks.values())))):
         stored = case.volume.stored.take(index, axis)
         pixels = stored if stored.ndim == 2 else stored[..., 0]
-        row, column = (spacing[other] for other in range(3) if other != axis)
-        panels.append(_Panel(f"{case.name}\n{names[axis]} {'DHW'[axis]} = {index}",
-                             pixels.astype(np.float32),
-                             [mask.take(index, axis) for mask in case.masks.values()],
-                             row / column))
+        masks = [mask.take(index, axis) for mask in case.masks.values()]
+        row, column = (case.volume.spacing[other] for other in range(3) if other != axis)
+        panels.append(_Panel(f"{titles[axis]}{'DHW'[axis]} = {index}", pixels.astype(np.float32),
+                             masks, (row, column)))
     return panels
 
 
@@ -95,22 +100,18 @@ def _fullest(mask: np.ndarray) -> list[int]:
     return [int(area.argmax()) if area.any() else len(area) // 2 for area in areas]
 
 
-def _height(panel: _Panel) -> float:
-    """Of a panel, where its width is 1."""
-    rows, columns = panel.pixels.shape
-    return rows * panel.aspect / columns
-
-
 def _draw_panel(axes, panel: _Panel) -> None:
-    axes.imshow(to_rgb(panel.pixels), origin="lower", aspect=panel.aspect, interpolation="nearest")
+    height, width = panel.size
+    axes.imshow(to_rgb(panel.pixels), origin="lower", extent=(0, width, 0, height),
+                interpolation="nearest")
+    # with a border of background, or the contour of a mask would stay open at the edge
+    ys, xs = ((np.arange(length + 2) - 0.5) * step
+              for length, step in zip(panel.pixels.shape, panel.spacing))
     for mask, colour in zip(panel.masks, COLOURS):
-        for index in range(1, int(mask.max()) + 1):
-            if (mask == index).any():
-                # with a border of background, or a mask that reaches the edge stays open there
-                outline = np.pad((mask == index).astype(float), 1)
-                ys, xs = (np.arange(-1, length + 1) for length in mask.shape)
-                axes.contour(xs, ys, outline, levels=[0.5], colors=[_rgb(colour)], linewidths=1.8)
-    axes.set_title(panel.title, fontsize=9, color=INK)
+        for index in np.unique(mask[mask > 0]):
+            axes.contour(xs, ys, np.pad(mask == index, 1).astype(float), levels=[0.5],
+                         colors=[_rgb(colour)], linewidths=1.8)
+    axes.set_title(panel.title, fontsize=9, color=INK, loc="left")
     axes.axis("off")
 
 
