@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -160,6 +161,8 @@ def _surface_scores(a: np.ndarray, b: np.ndarray, spacing: Sequence[float],
     metrics = require("monai.metrics", "medical")
     planes = [torch.from_numpy(each)[None, None] for each in (a, b)]
     options = {"include_background": True, "spacing": list(spacing)}
-    hd95 = metrics.compute_hausdorff_distance(*planes, percentile=95, **options)
-    dice = metrics.compute_surface_dice(*planes, class_thresholds=[tolerance], **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of MONAI to itself
+        hd95 = metrics.compute_hausdorff_distance(*planes, percentile=95, **options)
+        dice = metrics.compute_surface_dice(*planes, class_thresholds=[tolerance], **options)
     return hd95.item(), dice.item()

@@ -79,17 +79,21 @@ def _slices(case: Case) -> list[_Panel]:
     names = ("axial, ", "coronal, ", "sagittal, ") if case.volume.source else ("", "", "")
     titles = [f"{case.name}\n{names[0]}", f"\n{names[1]}", f"\n{names[2]}"]
     panels = []
-    for axis, index in enumerate(_fullest(next(iter(case.masks.values())))):
-        stored = case.volume.stored.take(index, axis)
+    for axis, index in enumerate(fullest(next(iter(case.masks.values())))):
+        stored = _slice(case.volume.stored, axis, index)
         pixels = stored if stored.ndim == 2 else stored[..., 0]
-        masks = [mask.take(index, axis) for mask in case.masks.values()]
+        masks = [_slice(mask, axis, index) for mask in case.masks.values()]
         row, column = (case.volume.spacing[other] for other in range(3) if other != axis)
         panels.append(_Panel(f"{titles[axis]}{'DHW'[axis]} = {index}", pixels.astype(np.float32),
                              masks, (row, column)))
     return panels
 
 
-def _fullest(mask: np.ndarray) -> list[int]:
+def _slice(voxels: np.ndarray, axis: int, index: int) -> np.ndarray:
+    return np.moveaxis(voxels, axis, 0)[index]  # a view: `take` might copy all of a file
+
+
+def fullest(mask: np.ndarray) -> list[int]:
     """Along each axis, the slice with most foreground; the middle one where there is none."""
     areas = [np.zeros(length, int) for length in mask.shape]
     for index, plane in enumerate(mask):  # one by one: a mask may be larger than memory

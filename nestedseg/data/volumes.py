@@ -185,12 +185,12 @@ def read_pair(pair: Pair, spacing: Sequence[float] | None = None
 
 
 def _check_grids(image: Volume, label: Volume) -> None:
-    if image.shape != label.shape:
-        raise ValueError(f"{image.path} is {_by(image.shape)} voxels, its label {label.path} "
-                         f"{_by(label.shape)}")
     if (image.source is None) != (label.source is None):
         raise ValueError(f"{image.path} and its label {label.path} must both be NIfTI or both "
                          ".npy, or nothing says that their axes are the same")
+    if image.shape != label.shape:
+        raise ValueError(f"{image.path} is {_by(image.shape)} voxels, its label {label.path} "
+                         f"{_by(label.shape)}")
     if image.source is not None and not np.allclose(image.affine, label.affine, atol=1e-3):
         raise ValueError(f"{image.path} and its label {label.path} lie elsewhere: their affines "
                          f"{image.affine.tolist()} and {label.affine.tolist()} differ")
