@@ -130,7 +130,7 @@ def summary(args: argparse.Namespace) -> None:
     else:
         model = nestedseg.create(args.model, classes=args.classes, in_channels=args.in_channels,
                                  **_model_options(args, args.model))
-    print(model.summary(args.size[0] if args.size and len(args.size) == 1 else args.size))
+    print(model.summary(_one_or_all(args.size)))
 
 
 def draw(args: argparse.Namespace) -> None:
@@ -200,7 +200,9 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _one_or_all(values: Sequence[int] | None) -> int | tuple[int, ...] | None:
     """One number for all axes, or one for each."""
-    return values[0] if values and len(values) == 1 else values and tuple(values)
+    if values is None:
+        return None
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:

@@ -197,7 +197,7 @@ def _tensor(image: np.ndarray, model: SegmentationModel, moments: Moments | None
 
 def _planes(volume: Volume) -> Iterable[np.ndarray]:
     """A volume's voxels ``(planes, H, W, C)``, a few planes at a time."""
-    step = max(1, 2 ** 24 // math.prod(volume.stored.shape[1:]))
+    step = max(1, 2 ** 22 // math.prod(volume.stored.shape[1:]))
     for start in range(0, volume.shape[0], step):
         planes = volume[start:start + step]
         yield planes.reshape(*planes.shape[:3], -1)
