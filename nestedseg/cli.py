@@ -38,6 +38,8 @@ from nestedseg.slices import Case, draw_slices
 from nestedseg.topologies import read
 from nestedseg.training import MODEL, PRECISIONS, Settings, fit
 
+PATCH = {2: [96], 3: [64]}  # one number for all axes
+
 EXAMPLES = """\
 examples:
   nestedseg demo --out demo
@@ -76,11 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(args: argparse.Namespace) -> None:
     """Train on pairs of images and labels; write the best model and a report."""
-    given = {field.name: getattr(args, field.name) for field in fields(Settings)}
-    settings = Settings(**given | {"patch": _one_or_all(args.patch)})
     pairs = find_pairs(args.images, args.labels)
     dims = spatial_axes(pair.image for pair in pairs)
+    given = {field.name: getattr(args, field.name) for field in fields(Settings)}
+    settings = Settings(**given | {"patch": _one_or_all(args.patch or PATCH[dims])})
     options = _model_options(args, args.topology, dims)  # a wrong name shows before images are read
+    if dims == 3:
+        require("scipy", "medical")  # for the report: better missed now than after the training
     if (args.val_images is None) != (args.val_labels is None):
         raise ValueError("give --val-images and --val-labels together, or neither")
     if args.val_images:
@@ -298,8 +302,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
                        ("workers", "processes that prepare patches")):
         training.add_argument(f"--{name}", type=int, default=getattr(default, name), metavar="N",
                               help=f"{text} (default: %(default)s)")
-    training.add_argument("--patch", type=int, nargs="+", default=[default.patch], metavar="N",
-                          help="in pixels, one number or one for each axis (default: 96)")
+    training.add_argument("--patch", type=int, nargs="+", metavar="N",
+                          help="in pixels, one number or one for each axis (default: "
+                               f"{PATCH[2][0]}, in volumes {PATCH[3][0]})")
     training.add_argument("--foreground", type=float, metavar="F",
                           help="part of the patches that are centred on the foreground (default: "
                                "a third in volumes, 0 in pictures)")

@@ -33,7 +33,7 @@ def slide(forward: Callable[[Tensor], Logits], x: Tensor, window: int | Sequence
     Args:
         forward: ``(N, C, *window)`` to a tensor ``(N, K, *window)``, or to a dict of such tensors.
         x: ``(N, C, H, W)`` or ``(N, C, D, H, W)``.
-        window: of a window in pixels along each axis, or one number for all. Default: 512, in
+        window: its size in pixels along each axis, or one number for all. Default: 512, in
             volumes 96.
         overlap: of neighbouring windows, as a fraction of a window in [0, 1). Default: 0.25.
 

@@ -42,7 +42,7 @@ class Settings:
         epochs: at most this many.
         steps: batches in an epoch; ``None`` = as many as it takes to tile the training images.
         batch: patches in a batch, on each process.
-        patch: of a patch in pixels, along each axis, or one number for all.
+        patch: size of a patch in pixels, along each axis, or one number for all.
         lr: Adam's learning rate.
         patience: stop after this many epochs without a better validation IoU.
         foreground: the fraction of patches that are centred on a pixel of the foreground; ``None``

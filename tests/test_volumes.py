@@ -293,6 +293,9 @@ def test_a_mask_of_an_array_is_an_array_and_a_failure_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError), new_mask(tmp_path / "other.npy", volume):
         raise RuntimeError
     assert sorted(os.listdir(tmp_path)) == ["a.npy", "mask.npy"]
+    with pytest.raises(ValueError, match=r"must be \.npy, got .*mask\.nii"), \
+            new_mask(tmp_path / "mask.nii", volume):
+        pass
 
 
 def test_the_same_mask_gives_the_same_file(tmp_path):

@@ -26,7 +26,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         images: where patches are cut from. One smaller than the patch is reflected at its border.
-        size: of a patch in pixels, along each axis, or one number for all.
+        size: of a patch in pixels along each axis, or one number for all.
         prepare: ``prepare(raw, moments=moments)``, a raw ``(*spatial)`` or ``(*spatial, C)`` part
             of an image, and the moments of the whole, to a normalised tensor ``(1, C, *spatial)``.
         seed: of positions and augmentation (mirroring, turns, brightness, contrast).

@@ -218,17 +218,24 @@ def resize_label(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 @contextmanager
-def new_mask(path: Path, like: Volume) -> Iterator[np.ndarray]:
+def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
     """An array ``(D, H, W)`` of uint8 to fill; then it is a file on the grid of another volume.
 
     The array is a view of the disk, so that it may be larger than memory. The file has the header
     and affine of ``like``, and appears when it is complete.
 
     Args:
-        path: with the suffix of ``like``.
+        path: ``.nii`` or ``.nii.gz``, or ``.npy`` where ``like`` is that.
         like: the volume that was segmented.
+
+    Raises:
+        ValueError: another suffix.
     """
+    path = Path(path)
     name, suffix = split_name(path)
+    allowed = (".npy",) if like.source is None else (".nii", ".nii.gz")
+    if suffix.lower() not in allowed:
+        raise ValueError(f"the mask of {like.path} must be {' or '.join(allowed)}, got {path}")
     draft = path.with_name(f".{name}.{os.getpid()}{'.npy' if like.source is None else '.nii'}")
     packed = draft.with_suffix(".gz")
     try:
