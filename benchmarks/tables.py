@@ -43,6 +43,37 @@ def _table(rows: list[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+# -- hippocampus -----------------------------------------------------------------------------------
+
+
+def hippocampus(data: dict[str, Any]) -> str:
+    rows = [("UNet++ over", "depth", "Dice", "anterior", "posterior", "parameters", "MACs",
+             "time per volume")]
+    notes = []
+    for encoder, entry in data["encoders"].items():
+        results, machine = entry["results"], entry["machine"]
+        for row in results["test"]:
+            rows.append((encoder, str(row["depth"]),
+                         *(f"{row[key]:.3f}" for key in ("dice", "anterior", "posterior")),
+                         f"{row['parameters']:,}", f"{row['macs'] / 1e9:.1f} G",
+                         f"{1e3 * row['seconds_per_volume']:.0f} ms"))
+        cases = results["cases"]
+        notes.append(f"""
+Over {encoder}: depth {results['chosen_depth']} is the shallowest within {results['tolerance']} of \
+the best validation Dice. Its masks, written and read again, have
+the affine of their source; over the {cases['volumes']} test volumes the mean Dice is \
+{cases['mean_dice']:.3f} (the worst part of a volume {cases['worst_dice']:.3f}), the median 95 %
+Hausdorff distance {cases['median_hd95_mm']:.1f} mm, the mean surface Dice at \
+{cases['surface_tolerance_mm']:g} mm {cases['mean_surface_dice']:.3f}. \
+{len(entry['curves'])} epochs, {entry['training_seconds'] / 60:.0f} minutes on
+{machine['cpu']}, threads: {machine['threads']}, under a load of {machine['load']} on \
+{machine['cores']} cores. One run, seed {entry['settings']['seed']}. {entry['note']}
+""")
+    return f"""{_table(rows)}
+Dice is that of all test voxels together, the mean of the two parts.
+{"".join(notes)}"""
+
+
 # -- speed ----------------------------------------------------------------------------------------
 
 # What was hoped for: name of a row, the settings of the peer's and of ours of which the fastest
@@ -190,6 +221,7 @@ def _consumers(rows: dict[str, Any]) -> str:
 # -------------------------------------------------------------------------------------------------
 
 TABLES = {"em_quick": (ROOT / "README.md", em_quick),
+          "hippocampus": (ROOT / "docs" / "volumes.md", hippocampus),
           "speed": (ROOT / "docs" / "performance.md", speed)}
 
 
