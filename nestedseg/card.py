@@ -107,19 +107,19 @@ def usage(repo_id: str, config: Mapping[str, Any], depths: Sequence[int]) -> str
     """Lines to copy."""
     shallow = f'\nsmall = nestedseg.from_pretrained("{repo_id}", depth={depths[0]})' \
         if len(depths) > 1 else ""
-    if config["dims"] == 3:
-        imports, run = "", "probabilities = model.predict(x)    # x: (N, C, D, H, W), normalised"
-    else:
-        imports = "import numpy as np\nfrom PIL import Image\n\n"
-        run = 'image = np.asarray(Image.open("image.png"))\n' \
-              "probabilities = model.predict(nestedseg.preprocess(image, model))"
+    volume = config["dims"] == 3
+    imports = "" if volume else "\nfrom PIL import Image"
+    image = 'np.load("volume.npy")' if volume else 'np.asarray(Image.open("image.png"))'
     return f"""## Use
 
 ```python
-{imports}import nestedseg
+import numpy as np{imports}
+
+import nestedseg
 
 model = nestedseg.from_pretrained("{repo_id}"){shallow}
-{run}
+image = {image}
+probabilities = model.predict(nestedseg.preprocess(image, model))
 ```
 
 On the command line: `nestedseg predict {repo_id} images --out masks`."""
@@ -146,12 +146,10 @@ def topology(model: SegmentationModel) -> str:
 
 def facts(config: Mapping[str, Any], license: str | None) -> str:
     """Encoder, preprocessing, classes, training and licence, one a line."""
-    values, training = config["preprocessing"], config["training"] or {}
-    low, high = values["input_range"]
+    training = config["training"] or {}
     lines = {
         "Encoder": encoder_of(config),
-        "Preprocessing": f"pixels scaled to [{low:g}, {high:g}], minus {numbers(values['mean'])}, "
-                         f"divided by {numbers(values['std'])}; `nestedseg.preprocess` does it",
+        "Preprocessing": preprocessing_of(config["preprocessing"]),
         "Sizes": f"{config['image_size']} pixels alone" if config["image_size"] else
                  f"any; padded inside to multiples of {config['pad_multiple'][0]} pixels",
         "Classes": ", ".join(map(escape, config["class_names"] or ())),
@@ -160,6 +158,18 @@ def facts(config: Mapping[str, Any], license: str | None) -> str:
         "Licence": license or "none is stated",
     }
     return "## Facts\n\n" + "\n".join(f"- {key}: {value}" for key, value in lines.items() if value)
+
+
+def preprocessing_of(values: Mapping[str, Any]) -> str:
+    """What is done to an image before the model sees it."""
+    low, high = values["input_range"]
+    own = "each image minus its own mean, divided by its own standard deviation; then " \
+        if values.get("standardise") else ""
+    text = f"{own}scaled to [{low:g}, {high:g}], minus {numbers(values['mean'])}, divided by " \
+           f"{numbers(values['std'])} (`nestedseg.preprocess` does it)"
+    spacing = values.get("spacing")
+    return text if spacing is None else \
+        f"resampled to voxels of {numbers(spacing)} mm (`nestedseg predict` does it); {text}"
 
 
 def encoder_of(config: Mapping[str, Any]) -> str:

@@ -179,13 +179,17 @@ def check_preprocessing(values: Any, channels: int) -> dict[str, Any]:
               "std": lambda v: _numbers(v, channels) and min(v) > 0,
               "input_range": lambda v: _numbers(v, 2) and v[0] < v[1],
               "interpolation": lambda v: isinstance(v, str), "size": _size}
+    optional = {"standardise": lambda v: type(v) is bool,
+                "spacing": lambda v: v is None or (_numbers(v, 3) and min(v) > 0)}
     for key in values:
-        if key not in checks:
-            raise ValueError(f"unknown preprocessing key {show(key)}; {nearest(key, checks)}")
-    for key, fits in checks.items():
+        if key not in checks | optional:
+            raise ValueError(f"unknown preprocessing key {show(key)}; "
+                             f"{nearest(key, checks | optional)}")
+    for key in checks:
         if key not in values:
             raise ValueError(f"preprocessing lacks {key!r}")
-        if not fits(values[key]):
+    for key, fits in (checks | optional).items():
+        if key in values and not fits(values[key]):
             raise ValueError(f"preprocessing {key!r} of a model with {channels} input channels "
                              f"cannot be {show(values[key])}")
     return {key: list(v) if isinstance(v, (list, tuple)) else v for key, v in values.items()}

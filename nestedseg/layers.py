@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestedseg.checkpointing import Recomputable, remade
+from nestedseg.kernels import Conv3d, GroupNorm
 from nestedseg.lowering import join, which
 
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+CONV = {2: nn.Conv2d, 3: Conv3d}
 CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
 BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 UPSAMPLINGS = ("nearest", "bilinear", "transpose")
 NORMS: dict[str, Callable[[int, int], nn.Module]] = {
     "batch": lambda channels, dims: BATCH_NORM[dims](channels),
-    "instance": lambda channels, dims: INSTANCE_NORM[dims](channels, affine=True),
-    "group": lambda channels, dims: nn.GroupNorm(math.gcd(8, channels), channels),
+    "instance": lambda channels, dims: GroupNorm(channels, channels),
+    "group": lambda channels, dims: GroupNorm(math.gcd(8, channels), channels),
 }
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),

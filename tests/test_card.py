@@ -61,6 +61,8 @@ def test_the_text_holds_what_the_model_is(tmp_path, topology, dims):
     model = make(topology, dims=dims, classes=2, class_names=["back|ground", "nucleus"],
                  in_channels=2)
     model.set_preprocessing(mean=[0.25, 0.5])
+    if dims == 3:
+        model.set_preprocessing(standardise=True, spacing=[1.5, 1, 0.5])
     card = write(tmp_path, model, dataset="EM, 30 slices", training={"epochs": 12})
     assert MARK in card.text and card.text.count(model.graph.to_mermaid()) == 1
     assert [row[:2] for row in table(card)[2:]] == [
@@ -70,6 +72,7 @@ def test_the_text_holds_what_the_model_is(tmp_path, topology, dims):
         assert fact in card.text
     assert ("depth=1" in card.text) is (topology == "unetpp")
     assert ("PIL" in card.text) is (dims == 2)
+    assert ("minus its own mean" in card.text and "[1.5, 1, 0.5] mm" in card.text) is (dims == 3)
 
 
 def test_the_usage_runs(tmp_path, monkeypatch):
