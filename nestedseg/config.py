@@ -59,7 +59,7 @@ class Config:
     encoder_channels: tuple[int, ...] | None = None
     image_size: tuple[int, int] | None = None
     stem: bool | int | tuple[int, ...] = False
-    encoder_taps: tuple[int, ...] | None = None
+    encoder_taps: tuple[int, ...] | tuple[str, ...] | None = None
     pyramid_channels: tuple[int, ...] | None = None
     upsample: str = "nearest"
     norm: Choice | None = "batch"

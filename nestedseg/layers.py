@@ -166,8 +166,29 @@ class SCSEBoth(SCSEOut):
         return nn.Sequential(self.entry, self.conv1)
 
 
+class BatchNorm(Recomputable):
+    """A batch norm alone, for encoders whose deepest feature comes without its last one."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
+        super().__init__()
+        if in_channels != out_channels:
+            raise ValueError(f"a node of the block 'batch_norm' gives the {in_channels} channels "
+                             f"that it takes, not {out_channels}")
+        self.norm = BATCH_NORM[style.dims](in_channels)
+
+    @property
+    def first(self) -> nn.Module:
+        return self.norm
+
+    def finish(self, x: Tensor) -> Tensor:
+        return x
+
+    def compute(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
 BLOCKS: dict[str, Callable[[int, int, Style], nn.Module]] = {
-    "double_conv": DoubleConv, "scse": SCSEBoth, "scse_out": SCSEOut,
+    "double_conv": DoubleConv, "scse": SCSEBoth, "scse_out": SCSEOut, "batch_norm": BatchNorm,
 }
 
 

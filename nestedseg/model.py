@@ -328,7 +328,7 @@ def create(
     output: str | int = "deepest",
     image_size: Sequence[int] | None = None,
     stem: bool | int | Sequence[int] = False,
-    encoder_taps: Sequence[int] | None = None,
+    encoder_taps: Sequence[int] | Sequence[str] | None = None,
     pyramid_channels: Sequence[int] | None = None,
     execution: str = "fast",
 ) -> SegmentationModel:
@@ -375,8 +375,9 @@ def create(
             that the finest row lives at full resolution: ``True`` = 32, 64, ... channels, a
             number = the finest level's, doubling, or the channels of each. Default: ``False``,
             logits are up-sampled from the encoder's finest stride.
-        encoder_taps: which of timm's features become levels. Default: the deepest of each
-            stride; of encoders with one stride throughout, four evenly spaced.
+        encoder_taps: which of timm's features become levels; or the names of the timm model's
+            modules that give them, ``(N, C, h, w)``. Default: the deepest of each stride; of
+            encoders with one stride throughout, four evenly spaced.
         pyramid_channels: of the levels (strides 4, 8, 16, 32) that are made from an encoder with
             one stride throughout, by a simple feature pyramid (Li et al., ViTDet, 2022,
             arXiv 2203.16527). Default: the encoder's, halved at each doubling of resolution.

@@ -1,0 +1,177 @@
+"""segmentation_models.pytorch's ``Unet`` and ``UnetPlusPlus`` as nestedseg models.
+
+Read off their configuration and tensors: the package itself is not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from torch import Tensor, nn
+
+from nestedseg import storage
+from nestedseg.convert.smp_encoders import match, pair_encoder
+from nestedseg.convert.smp_graph import mirror
+from nestedseg.convert.smp_options import ACTIVATIONS, ARCHITECTURES, Theirs
+from nestedseg.convert.weights import (
+    State,
+    check_shapes,
+    check_state,
+    fill,
+    leaves,
+    plan,
+    read_state,
+    refuse,
+    refuse_leftovers,
+)
+from nestedseg.errors import show
+from nestedseg.model import SegmentationModel
+
+# The kinds of layers outside of the encoder, by the name of their class; a block without layers is
+# where the encoder has no feature.
+KNOWN = {"AdaptiveAvgPool2d", "BatchNorm2d", "Conv2d", "DecoderBlock", "Identity", "InstanceNorm2d",
+         "ReLU", "Sigmoid", "Softmax"}
+
+
+def from_smp(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
+             config: Mapping[str, Any] | None = None, task: str | None = None,
+             revision: str | None = None, token: str | bool | None = None,
+             cache_dir: str | Path | None = None,
+             local_files_only: bool = False) -> SegmentationModel:
+    """A ``Unet`` or ``UnetPlusPlus`` of segmentation_models.pytorch as a nestedseg model.
+
+    In eval mode it gives the same logits, for images whose sides are multiples of the model's
+    stride; others are padded here. A final sigmoid or softmax is what `predict` applies.
+
+    Args:
+        source: a live model; the folder that its ``save_pretrained`` wrote; a repository on the
+            Hub, "user/name"; or, with ``config``, a state dict or the path of one (.safetensors,
+            .pth).
+        config: what the model was created with, and its class as "_model_class", say
+            ``{"_model_class": "Unet", "encoder_name": "resnet34", "classes": 2}``.
+        task: "binary", "multiclass" or "multilabel". Default: that of its activation, else binary
+            if it has one class, else multiclass.
+        revision: branch, tag or commit of a repository. This and the following are
+            huggingface_hub's.
+        token: for a private repository.
+        cache_dir: where downloads are kept.
+        local_files_only: use these alone.
+
+    Raises:
+        ValueError: a layer or option that has no counterpart, or weights that do not fit.
+        FileNotFoundError: no such file.
+    """
+    if isinstance(source, nn.Module):
+        state = check_state(source.state_dict(), "the model")
+        return convert(live_config(source, config), state, "the model", task)
+    if isinstance(source, Mapping) or Path(source).is_file():
+        if config is None:
+            raise TypeError("a state dict does not say what it belongs to: also give config="
+                            "{'_model_class': 'Unet', 'encoder_name': ..., ...}")
+        where = "the state dict" if isinstance(source, Mapping) else repr(str(source))
+        return convert(config, read_state(source), where, task)
+    files = (storage.CONFIG, storage.WEIGHTS)
+    if Path(source).is_dir():
+        paths = [storage.find(Path(source), name) for name in files]
+    elif isinstance(source, str) and source.count("/") == 1 and all(source.split("/")):
+        paths = [Path(hf_hub_download(source, name, revision=revision, token=token,
+                                      cache_dir=cache_dir, local_files_only=local_files_only))
+                 for name in files]
+    else:
+        raise FileNotFoundError(f"no file or folder {str(source)!r}, nor can it be the 'user/name' "
+                                "of a repository")
+    return from_files(read_config(paths[0]) if config is None else config, paths[1], task)
+
+
+def recognises(config: Any) -> bool:
+    """Whether it is the configuration of a model that segmentation_models.pytorch saved.
+
+    `from_files` may still refuse it, say for its class: an FPN has no counterpart.
+    """
+    return isinstance(config, Mapping) and all(isinstance(config.get(key), str)
+                                               for key in ("_model_class", "encoder_name"))
+
+
+def from_files(config: Mapping[str, Any], weights: Path,
+               task: str | None = None) -> SegmentationModel:
+    """The model of a configuration and a .safetensors file that ``save_pretrained`` wrote.
+
+    Raises:
+        ValueError: a layer or option that has no counterpart, or weights that do not fit.
+    """
+    return convert(config, weights, repr(str(weights)), task)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The object in a ``save_pretrained`` folder's config.json."""
+    data = storage.read_config(path.parent)
+    if not recognises(data):
+        raise ValueError(f"{str(path)!r} was not written by segmentation_models.pytorch: "
+                         f"'_model_class' or 'encoder_name' is missing; it has {show([*data])}")
+    return data
+
+
+def convert(config: Mapping[str, Any], weights: State | Path, where: str,
+            task: str | None) -> SegmentationModel:
+    """The model of a configuration and its tensors, or the file that holds them."""
+    theirs = Theirs.parse(config)
+    found = match(theirs.encoder_name)
+    ours, blocks = mirror(theirs, found, task)
+    needed = plan(ours)
+    if isinstance(weights, Path):  # compared before any is read: a stranger's may be of any size
+        shapes = storage.read_shapes(weights)
+        check_shapes(needed, pair(needed, shapes, blocks, found), shapes, where)
+        weights = storage.read_tensors(weights)
+    names = pair(needed, weights, blocks, found)
+    return fill(ours, needed, {own: weights[name] for own, name in names.items()}, where)
+
+
+def pair(needed: Mapping[str, Any], given: Mapping[str, Any], blocks: Mapping[str, str | None],
+         found: Any) -> dict[str, str]:
+    """The name there of each tensor here.
+
+    Args:
+        needed: tensors of ours, by name.
+        given: of theirs.
+        blocks: our module for each of theirs outside of the encoder; ``None`` = it is built and
+            never called.
+
+    Raises:
+        ValueError: tensors without a place here, but for those that no output depends on.
+    """
+    names, left = pair_encoder(found, needed, given)
+    for name in given.keys() - left - set(names.values()):
+        module, _, leaf = name.rpartition(".")
+        own = blocks.get(module, "")
+        if own:
+            names[f"{own}.{leaf}"] = name
+        elif own is not None and not name.startswith("encoder."):
+            left = left | {name}
+    refuse_leftovers(left, "segmentation_models.pytorch")
+    return names
+
+
+def live_config(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a live model was created with; its layers outside of the encoder must be as created.
+
+    Raises:
+        ValueError: naming a layer that has no counterpart.
+    """
+    name = type(model).__name__
+    if name not in ARCHITECTURES:
+        raise refuse(name, f"only {' and '.join(ARCHITECTURES)} of segmentation_models.pytorch")
+    config = getattr(model, "config", None) if config is None else config
+    if not isinstance(config, Mapping):
+        raise ValueError(f"this {name} does not know what it was created with; give config=")
+    for path, layer in leaves(model).items():
+        if not path.startswith("encoder.") and type(layer).__name__ not in KNOWN:
+            raise refuse(path, f"a {type(layer).__name__}")
+    head = leaves(model).get("segmentation_head.2.activation")
+    expected = ACTIVATIONS.get(config.get("activation"), ("Identity", ()))[0]
+    if head is None or type(head).__name__ != expected:
+        raise refuse("segmentation_head.2.activation", f"a {type(head).__name__}, which its "
+                     f"configuration, {show(config.get('activation'))}, does not say")
+    return {**config, "_model_class": name}

@@ -1,0 +1,144 @@
+"""Another library's tensors in a model of ours: read, renamed, compared, then loaded."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nestedseg import storage
+from nestedseg.config import Config
+from nestedseg.errors import show
+from nestedseg.model import SegmentationModel, build
+
+PICKLED = (".pth", ".pt", ".bin")
+State = dict[str, Tensor]
+
+
+def read_state(source: Mapping[str, Any] | str | Path) -> State:
+    """The state dict in a mapping or a file.
+
+    Pickles go through torch's restricted unpickler alone, which makes tensors and runs no code.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no state dict.
+    """
+    if isinstance(source, Mapping):
+        return check_state(source, "the state dict")
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {str(path)!r}")
+    if path.suffix == ".safetensors":
+        return storage.read_tensors(path)
+    if path.suffix not in PICKLED:
+        raise ValueError(f"{str(path)!r}: weights are read from .safetensors, or as a state dict "
+                         f"from {', '.join(PICKLED)}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{str(path)!r} holds more than tensors, or is damaged; it is not "
+                         f"unpickled: {show(str(error))}") from None
+    return check_state(state, repr(str(path)))
+
+
+def check_state(state: Any, where: str) -> State:
+    """``state``, if it maps names to tensors."""
+    if not isinstance(state, Mapping) or not state:
+        raise ValueError(f"{where} is no state dict but a {type(state).__name__}")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ValueError(f"{where} is no state dict: {show(name)} is a "
+                             f"{type(tensor).__name__}, not a tensor")
+    return dict(state)
+
+
+def rename(state: Mapping[str, Tensor], modules: Mapping[str, str]) -> State:
+    """The tensors of these modules under our modules' names; the others are left out."""
+    renamed = {}
+    for name, tensor in state.items():
+        module, _, leaf = name.rpartition(".")
+        if module in modules:
+            renamed[f"{modules[module]}.{leaf}"] = tensor
+    return renamed
+
+
+def plan(config: Config) -> State:
+    """The tensors that a model of this configuration needs, on the meta device."""
+    with torch.device("meta"):
+        return storage.own_tensors(build(config))
+
+
+def fill(config: Config, needed: Mapping[str, Tensor], state: Mapping[str, Tensor],
+         where: str) -> SegmentationModel:
+    """The model with these weights, in eval mode, in their dtype and on their device.
+
+    Raises:
+        ValueError: a tensor that is missing, or of another shape or kind.
+    """
+    for name, tensor in needed.items():
+        if name not in state:
+            raise ValueError(f"{where} holds nothing for {name!r}, which its configuration needs")
+        if state[name].shape != tensor.shape:
+            raise ValueError(f"{where}: what becomes {name!r} has shape "
+                             f"{tuple(state[name].shape)}, its configuration says "
+                             f"{tuple(tensor.shape)}")
+        if state[name].is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{where}: what becomes {name!r} is of {state[name].dtype}")
+    floating = [state[name] for name, tensor in needed.items() if tensor.is_floating_point()]
+    dtypes = {tensor.dtype for tensor in floating}
+    if len(dtypes) != 1:
+        raise ValueError(f"{where} mixes {sorted(map(str, dtypes))}; expected one dtype")
+    model = build(config).to(device=floating[0].device, dtype=dtypes.pop())
+    storage.load(model, {name: state[name] for name in needed})
+    return model.eval()
+
+
+def refuse(layer: str, reason: str) -> ValueError:
+    """The error for a layer that has no counterpart."""
+    return ValueError(f"cannot convert the layer {layer!r}: {reason}")
+
+
+def refuse_leftovers(left: set[str], where: str) -> None:
+    """Raises if tensors of the source would be dropped without anyone knowing why.
+
+    Raises:
+        ValueError: naming the layer of one of them.
+    """
+    if left:
+        layer = min(left).rpartition(".")[0]
+        raise refuse(layer, f"{where} has it, nestedseg has no layer of the kind "
+                            f"({len(left)} tensors in all: {show(sorted(left))})")
+
+
+def leaves(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules without children, by path."""
+    return {path: child for path, child in module.named_modules()
+            if next(child.children(), None) is None}
+
+
+def plain_affine(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> State:
+    """Weights 1 and biases 0 for norms that had none."""
+    layer = re.compile(r"\.norm\d\.(weight|bias)$")
+    missing = {name: layer.search(name) for name in needed.keys() - state.keys()}
+    some = next(iter(state.values()))
+    return {name: torch.full(needed[name].shape, float(kind[1] == "weight"), dtype=some.dtype,
+                             device=some.device) for name, kind in missing.items() if kind}
+
+
+def check_shapes(needed: Mapping[str, Tensor], names: Mapping[str, str],
+                 shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Refuses tensors of other shapes than are needed, by the names that they have in the source.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for own, name in names.items():
+        if own in needed and shapes[name] != tuple(needed[own].shape):
+            raise ValueError(f"{where}: {name!r} has shape {shapes[name]}, its configuration says "
+                             f"{tuple(needed[own].shape)}")
