@@ -246,7 +246,7 @@ def one_kind(layers: Mapping[str, nn.Module], paths: Sequence[str],
     for path in paths:
         kind = describe(layers[path])
         if kind is None:
-            raise refuse(path, f"a {layers[path]}")
+            raise refuse(path, " ".join(str(layers[path]).split()))
         found = kind if found is None else found
         if kind != found:
             raise refuse(path, f"{show(kind)}, where {paths[0]!r} is {show(found)}")

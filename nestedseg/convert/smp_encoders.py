@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import timm
 import torch
@@ -66,6 +67,16 @@ def mobilenet_v2(name: str) -> str:
     return f"blocks.{stage}.{number - starts[stage]}.{layers.get(layer, '?')}.{leaf}"
 
 
+def mobileone(name: str) -> str:
+    """The names of its authors' code."""
+    name = re.sub(r"^stage(\d)", lambda found: f"stages.{int(found[1]) - 1}", name)
+    for theirs, timms in (("stages.-1.", "stem."), (".rbr_skip.", ".identity."),
+                          (".rbr_conv.", ".conv_kxk."), (".rbr_scale.", ".conv_scale."),
+                          (".se.reduce.", ".attn.fc1."), (".se.expand.", ".attn.fc2.")):
+        name = name.replace(theirs, timms)
+    return name
+
+
 # Where the first feature is the stem's and timm's the first stage's; and that of the head.
 STEM = ("bn1", "blocks.1", "blocks.2", "blocks.4", "blocks.6")
 # Their densenet gives features after the next transition's norm, and norm5's without its ReLU.
@@ -76,7 +87,6 @@ SAME = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50
         *(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")))
 MATCHES: dict[str, Match] = {
     **{name: Match(name) for name in SAME},
-    **{f"timm-{name}": Match(name) for name in ("skresnet18", "skresnet34", "skresnext50_32x4d")},
     "senet154": Match("legacy_senet154"),
     **{f"se_{name}": Match(f"legacy_se{name}")
        for name in ("resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x4d")},
@@ -87,12 +97,16 @@ MATCHES: dict[str, Match] = {
        for n in (121, 161, 169, 201)},
     "efficientnet-b0": Match("tf_efficientnet_b0", (*STEM[:3], "blocks.4.0", STEM[4]),
                              efficientnet_b0),
+    **{f"mobileone_s{n}": Match(f"mobileone_s{n}", rename=mobileone) for n in range(5)},
     "mobilenet_v2": Match("mobilenetv2_100", ("blocks.0", *STEM[1:-1], "bn2"), mobilenet_v2),
 }
-# Their own code, which computes other numbers than timm's model of the name.
+# Prefixes of those whose code computes other numbers than timm's model of the name, and why.
 OTHERS = {
-    **{f"efficientnet-b{n}": f"pads by the sizes of its training images; tu-tf_efficientnet_b{n} "
-                             "and timm-efficientnet-b{n} can be converted" for n in range(1, 8)},
+    "efficientnet-": "it pads by the size of the images that it was first trained on",
+    "inception": "it pads where timm's does not",
+    "xception": "it pads where timm's does not",
+    "dpn": "its features are joined and activated in another way than timm's",
+    "timm-sk": "its attention has other widths than timm's",
 }
 # Renamed by their get_encoder: the universal encoder under an older name.
 RENAMED = ("timm-regnet", "timm-res2", "timm-resnest", "timm-mobilenetv3", "timm-gernet")
@@ -109,7 +123,8 @@ def match(name: str) -> Match:
     if name.startswith("tu-"):
         return Match(name.removeprefix("tu-"))
     if name not in MATCHES:
-        reason = OTHERS.get(name, "timm has no such model, or one that computes other features")
+        reasons = [reason for prefix, reason in OTHERS.items() if name.startswith(prefix)]
+        reason = reasons[0] if reasons else "timm has no such model"
         raise ValueError(f"cannot convert the layer 'encoder': {show(name)}: {reason}; "
                          f"{nearest(name, [*MATCHES, 'tu-<any timm model>'])}")
     return MATCHES[name]
@@ -148,6 +163,12 @@ def pair_encoder(found: Match, needed: Iterable[str],
     theirs = {timms(name): name for name in given if name.startswith("encoder.")}
     names = {own: theirs[canonical(own)] for own in needed
              if own.startswith("encoder.") and canonical(own) in theirs}
+    known = timm_names(found.name)
+    return names, {name for key, name in theirs.items() if key not in known}
+
+
+@lru_cache(maxsize=64)
+def timm_names(name: str) -> frozenset[str]:
+    """Of the tensors of a whole timm model."""
     with torch.device("meta"):
-        whole = {canonical(name) for name in timm.create_model(found.name).state_dict()}
-    return names, {name for key, name in theirs.items() if key not in whole}
+        return frozenset(map(canonical, timm.create_model(name).state_dict()))
