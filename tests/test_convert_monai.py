@@ -163,6 +163,19 @@ def test_layers_without_a_counterpart_are_named(options, message):
         from_monai(network.state_dict(), network="BasicUNet", **arguments_of(options))
 
 
+@pytest.mark.parametrize(("options", "arguments", "layer"), [
+    ({"norm": "batch"}, {"norm": None}, r"conv_0\.conv_0\.adn\.N"),
+    ({"norm": ("group", {"num_groups": 2})}, {"bias": False}, r"conv_0\.conv_0\.conv"),
+    ({"upsample": "nontrainable"}, {}, r"upcat_1\.upsample\.preconv|upcat_2\.upsample\.preconv"),
+    ({"act": "prelu"}, {"act": "relu"}, r"conv_0\.conv_0\.adn\.A"),
+], ids=str)
+def test_tensors_that_the_arguments_leave_no_place_for_are_named(options, arguments, layer):
+    state = nets.BasicUNet(**arguments_of(options)).state_dict()
+    with pytest.raises(ValueError, match=f"the layer '({layer})'"):
+        from_monai(state, network="BasicUNet", **arguments_of(options | arguments
+                   if arguments else {}))
+
+
 def test_changed_layers_and_other_networks_are_named():
     peer = peer_of("BasicUNet", {})
     peer.upcat_2.convs.conv_1.adn.A = nn.LeakyReLU(0.7)
@@ -184,7 +197,7 @@ def test_changed_layers_and_other_networks_are_named():
     ({"network": "BasicUNet", "features": (10 ** 9,) * 6}, "features must be from"),
     ({"network": "BasicUNet", "bias": "yes"}, "bias must be true or false"),
     ({"network": "BasicUNet", "act": ("leakyrelu", {"slope": 1})}, "'leakyrelu' with slope=1"),
-    ({"network": "BasicUNet", "act": ("leakyrelu", {"negative_slope": 7})}, "must be a number from"),
+    ({"network": "BasicUNet", "act": ("leakyrelu", {"negative_slope": 7})}, "must be a number"),
     ({"network": "BasicUNet", "norm": "group"}, "'groups' must be a"),
     ({"network": "BasicUNet", "dropout": 1.5}, "dropout must be"),
 ], ids=str)

@@ -180,6 +180,12 @@ def test_a_final_activation_is_what_predict_applies(options, task, apply):
     torch.testing.assert_close(ours.predict(x), expected, **CLOSE)
 
 
+def test_an_activation_given_as_a_class_is_seen():
+    peer = peer_of("Unet", "tu-test_resnet", encoder_depth=3, activation=nn.Sigmoid)
+    x = images(peer)
+    torch.testing.assert_close(from_smp(peer).predict(x), peer(x).detach(), **CLOSE)
+
+
 def test_a_task_may_be_chosen_where_the_model_leaves_it_open():
     peer = peer_of("Unet", "tu-test_resnet", encoder_depth=3, classes=3)
     assert from_smp(peer, task="multilabel").task == "multilabel"
@@ -301,6 +307,9 @@ BASE = {"_model_class": "Unet", "encoder_name": "tu-test_resnet"}
     ({"encoder_name": "tu-resnet1000"}, "unknown encoder 'resnet1000'"),
     ({"encoder_name": "tu-../resnet"}, "unknown encoder"),
     ({"encoder_name": 3}, "encoder_name must be a name"),
+    ({"encoder_name": "tu-plain"}, "unknown encoder 'plain'"),
+    ({"encoder_name": "tu-test_convnext", "encoder_depth": 1, "decoder_channels": [8]},
+     "no feature at stride 2"),
     ({"encoder_depth": 6}, "encoder_depth must be from 1 to 5"),
     ({"encoder_depth": 3}, "decoder_channels has 5 values for 3 blocks"),
     ({"decoder_channels": [10 ** 9] * 5}, "decoder_channels must be from 1 to 65536"),
@@ -318,18 +327,23 @@ def test_what_has_no_counterpart_is_refused_before_anything_is_built(config, mes
 def test_changed_layers_of_a_live_model_are_named():
     for path, layer, message in (
             ("decoder.blocks.2.conv1.2", nn.GELU(), r"'decoder\.blocks\.2\.conv1\.2': a GELU"),
-            ("segmentation_head.2.activation", nn.Sigmoid(), "a Sigmoid, which its configuration"),
+            ("segmentation_head.2.activation", nn.Tanh(), r"'segmentation_head\.2\.activation': a"),
+            ("segmentation_head.2.activation", nn.Softmax(-1), r"a Softmax\(dim=-1\)"),
             ("segmentation_head.1", nn.Upsample(scale_factor=2), r"'segmentation_head\.1'"),
             ("encoder.model.extra", nn.Linear(2, 2), r"the layer 'encoder\.model\.extra'"),
             ("decoder.blocks.1.extra", nn.Conv2d(2, 2, 1), r"layer 'decoder\.blocks\.1\.extra'"),
-            ("segmentation_head.0", nn.Conv2d(8, 1, 1), r"head_x0_5.*has shape \(1, 8, 1, 1\)")):
+            ("segmentation_head.0", nn.Conv2d(8, 1, 1), r"segmentation_head\.0.* \(1, 8, 1, 1\)")):
         peer = peer_of("Unet", "tu-test_resnet")
         parent, _, last = path.rpartition(".")
         peer.get_submodule(parent).add_module(last, layer.double())
         with pytest.raises(ValueError, match=message):
             from_smp(peer)
-    with pytest.raises(ValueError, match="the layer 'FPN'"):
-        from_smp(smp.FPN("resnet18", encoder_weights=None))
+    for model, message in (
+            (smp.FPN("resnet18", encoder_weights=None), "the layer 'FPN'"),
+            (peer_of("Unet", "tu-test_resnet", aux_params={"classes": 2}),
+             "the layer 'classification_head'")):
+        with pytest.raises(ValueError, match=message):
+            from_smp(model)
 
 
 def test_weights_that_do_not_fit_are_named(saved, tmp_path):
@@ -343,7 +357,9 @@ def test_weights_that_do_not_fit_are_named(saved, tmp_path):
             ({"encoder.model.conv1.0.weight": state["encoder.model.conv1.0.weight"].float()},
              "mixes"),
             ({"encoder.model.conv1.0.weight": state["encoder.model.conv1.0.weight"].int()},
-             "is of torch.int32")):
+             r"is of torch\.int32"),
+            ({"decoder.center.0.0.weight": torch.zeros(2)}, r"the layer 'decoder\.center\.0\.0'"),
+            ({"encoder.model.extra.weight": torch.zeros(2)}, r"layer 'encoder\.model\.extra'")):
         wrong = {key: tensor.clone() for key, tensor in (state | change).items()
                  if tensor is not None}
         path = tmp_path / "wrong.safetensors"
@@ -354,6 +370,12 @@ def test_weights_that_do_not_fit_are_named(saved, tmp_path):
     path.write_bytes(b"no weights")
     with pytest.raises(ValueError, match="damaged"):
         from_files(config, path)
+
+
+def test_attention_that_the_configuration_does_not_mention_is_not_dropped(saved):
+    config = json.loads((saved[0] / "config.json").read_text()) | {"decoder_attention_type": None}
+    with pytest.raises(ValueError, match=r"the layer 'decoder\.blocks\.x_0_0\.attention1"):
+        from_smp(saved[0], config=config)
 
 
 def test_other_configurations_are_not_recognised():

@@ -7,6 +7,7 @@ with a state dict. MONAI itself is not imported.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,12 @@ from nestedseg.convert.weights import (
     State,
     check_state,
     fill,
+    pair,
     plain_affine,
     plan,
     read_state,
     refuse,
     refuse_leftovers,
-    rename,
 )
 from nestedseg.encoders import Options, describe_encoder
 from nestedseg.errors import choose, nearest, show, whole, wholes
@@ -80,6 +81,7 @@ NORMS = {
                      {"track_running_stats": False}),
     "group": Kind("group", ("GroupNorm",), EPS | {"num_groups": ("groups", None)}),
 }
+CONV_BIAS = re.compile(r"\.conv\d\.bias$")
 # Of no effect on a trained model: weights that are missing are ones, a PReLU's slope is trained.
 FREE = ("inplace", "affine", "init", "momentum")
 
@@ -307,7 +309,8 @@ def mirror(theirs: Theirs, task: str | None) -> Config:
     return Config(
         graph=graph, decoder_channels=theirs.features[:-1], classes=theirs.classes,
         task=default if task is None else task, upsample=theirs.upsample, norm=theirs.norm,
-        activation=theirs.activation, bias=keeps_bias(theirs), dropout=theirs.dropout,
+        activation=theirs.activation, bias=theirs.bias and not absorbs_bias(theirs),
+        dropout=theirs.dropout,
         pad_multiple=multiple, pad_smallest=smallest, preprocessing=body.preprocessing,
         **vars(options))
 
@@ -326,9 +329,9 @@ def node_value(theirs: Theirs, name: str, inputs: list[str]) -> Any:
     return value if len(value) > 1 else inputs
 
 
-def keeps_bias(theirs: Theirs) -> bool:
-    """Whether a convolution's bias stays beside the norm after it."""
-    return theirs.bias and theirs.norm is not None and split_choice(theirs.norm)[0] == "group"
+def absorbs_bias(theirs: Theirs) -> bool:
+    """Whether the norm subtracts the bias of the convolution before it again."""
+    return theirs.norm is not None and split_choice(theirs.norm)[0] in ("batch", "instance")
 
 
 def translate(theirs: Theirs, graph: Graph, needed: Mapping[str, Tensor], given: State) -> State:
@@ -339,7 +342,7 @@ def translate(theirs: Theirs, graph: Graph, needed: Mapping[str, Tensor], given:
     """
     blocks = {block: f"encoder.x{row}_0"
               for row, block in enumerate(encoder_blocks(theirs.network))}
-    modules: dict[str, str] = {}
+    modules: dict[str, str | None] = {}
     for name in graph.nodes:
         row, column = position(name)
         block = decoder_block(theirs.network, row, column)
@@ -352,26 +355,17 @@ def translate(theirs: Theirs, graph: Graph, needed: Mapping[str, Tensor], given:
             modules |= {f"{block}.conv_{index}.conv": f"{own}.conv{index + 1}",
                         f"{block}.conv_{index}.adn.N": f"{own}.norm{index + 1}",
                         f"{block}.conv_{index}.adn.A": f"{own}.act{index + 1}"}
-    unread = [head for head, node in heads(theirs.network).items() if node not in graph.heads]
-    modules |= {head: f"decoder.head_{node}" for head, node in heads(theirs.network).items()
-                if head not in unread}
-    known = {*modules, *unread}
-    refuse_leftovers({name for name in given if name.rpartition(".")[0] not in known}, "MONAI")
-    state = without_biases(theirs, needed, rename(given, modules))
+    modules |= {head: f"decoder.head_{node}" if node in graph.heads else None
+                for head, node in heads(theirs.network).items()}
+    names, left = pair(modules, needed, given)
+    biases = {f"{own}.bias": f"{conv}.bias" for conv, own in modules.items()
+              if own and f"{conv}.bias" in left} if absorbs_bias(theirs) else {}
+    refuse_leftovers(left - set(biases.values()), "MONAI")
+    state = {own: given[name] for own, name in names.items()}
+    for own, name in biases.items():
+        mean = own.replace(".conv", ".norm").replace("bias", "running_mean")
+        if mean in state:  # a norm of y + b with the mean m is that of y with the mean m - b
+            state[mean] = state[mean] - given[name]
+    for own in [own for own in needed if own not in state and CONV_BIAS.search(own)]:
+        state[own] = state[own.replace("bias", "weight")].new_zeros(needed[own].shape)
     return state | plain_affine(needed, state)
-
-
-def without_biases(theirs: Theirs, needed: Mapping[str, Tensor], state: State) -> State:
-    """Biases of convolutions before a norm where they have a place, zeros where one is needed."""
-    state = dict(state)
-    for name in [name for name in state if name.endswith((".conv1.bias", ".conv2.bias"))]:
-        if name not in needed:
-            bias, mean = state.pop(name), name.replace(".conv", ".norm").replace("bias",
-                                                                                 "running_mean")
-            if mean in state:  # norm(y + b) with mean m is norm(y) with mean m - b
-                state[mean] = state[mean] - bias
-    for name, tensor in needed.items():
-        if name not in state and name.endswith((".conv1.bias", ".conv2.bias")):
-            weight = state[name.replace("bias", "weight")]
-            state[name] = weight.new_zeros(tensor.shape)
-    return state

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from nestedseg import storage
 from nestedseg.convert.smp_encoders import match, pair_encoder
 from nestedseg.convert.smp_graph import mirror
-from nestedseg.convert.smp_options import ACTIVATIONS, ARCHITECTURES, Theirs
+from nestedseg.convert.smp_options import ARCHITECTURES, Theirs
 from nestedseg.convert.weights import (
     State,
     check_shapes,
     check_state,
     fill,
     leaves,
+    pair,
     plan,
     read_state,
     refuse,
@@ -30,10 +31,11 @@ from nestedseg.convert.weights import (
 from nestedseg.errors import show
 from nestedseg.model import SegmentationModel
 
+LAST = {"Identity": None, "Sigmoid": "sigmoid", "Softmax": "softmax2d"}  # layers, by activation
 # The kinds of layers outside of the encoder, by the name of their class; a block without layers is
 # where the encoder has no feature.
 KNOWN = {"AdaptiveAvgPool2d", "BatchNorm2d", "Conv2d", "DecoderBlock", "Identity", "InstanceNorm2d",
-         "ReLU", "Sigmoid", "Softmax"}
+         "ReLU", *LAST}
 
 
 def from_smp(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
@@ -71,6 +73,8 @@ def from_smp(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
         if config is None:
             raise TypeError("a state dict does not say what it belongs to: also give config="
                             "{'_model_class': 'Unet', 'encoder_name': ..., ...}")
+        if not isinstance(source, Mapping) and Path(source).suffix == ".safetensors":
+            return from_files(config, Path(source), task)
         where = "the state dict" if isinstance(source, Mapping) else repr(str(source))
         return convert(config, read_state(source), where, task)
     files = (storage.CONFIG, storage.WEIGHTS)
@@ -118,44 +122,23 @@ def convert(config: Mapping[str, Any], weights: State | Path, where: str,
             task: str | None) -> SegmentationModel:
     """The model of a configuration and its tensors, or the file that holds them."""
     theirs = Theirs.parse(config)
-    found = match(theirs.encoder_name)
-    ours, blocks = mirror(theirs, found, task)
+    encoder = match(theirs.encoder_name)
+    ours, modules = mirror(theirs, encoder, task)
     needed = plan(ours)
-    if isinstance(weights, Path):  # compared before any is read: a stranger's may be of any size
-        shapes = storage.read_shapes(weights)
-        check_shapes(needed, pair(needed, shapes, blocks, found), shapes, where)
-        weights = storage.read_tensors(weights)
-    names = pair(needed, weights, blocks, found)
-    return fill(ours, needed, {own: weights[name] for own, name in names.items()}, where)
-
-
-def pair(needed: Mapping[str, Any], given: Mapping[str, Any], blocks: Mapping[str, str | None],
-         found: Any) -> dict[str, str]:
-    """The name there of each tensor here.
-
-    Args:
-        needed: tensors of ours, by name.
-        given: of theirs.
-        blocks: our module for each of theirs outside of the encoder; ``None`` = it is built and
-            never called.
-
-    Raises:
-        ValueError: tensors without a place here, but for those that no output depends on.
-    """
-    names, left = pair_encoder(found, needed, given)
-    for name in given.keys() - left - set(names.values()):
-        module, _, leaf = name.rpartition(".")
-        own = blocks.get(module, "")
-        if own:
-            names[f"{own}.{leaf}"] = name
-        elif own is not None and not name.startswith("encoder."):
-            left = left | {name}
-    refuse_leftovers(left, "segmentation_models.pytorch")
-    return names
+    shapes = (storage.read_shapes(weights) if isinstance(weights, Path) else
+              {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    names, unknown = pair_encoder(encoder, needed, shapes)
+    others, left = pair(modules, needed, shapes.keys() - set(names.values()))
+    left = {name for name in left if not name.startswith("encoder.")}  # they reach no feature
+    refuse_leftovers(left | unknown, "segmentation_models.pytorch")
+    names |= others
+    check_shapes(needed, names, shapes, where)  # before any is read: a stranger's may be huge
+    state = storage.read_tensors(weights) if isinstance(weights, Path) else weights
+    return fill(ours, needed, {own: state[name] for own, name in names.items()}, where)
 
 
 def live_config(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a live model was created with; its layers outside of the encoder must be as created.
+    """What a live model was created with; its layers outside of the encoder must be of known kinds.
 
     Raises:
         ValueError: naming a layer that has no counterpart.
@@ -166,12 +149,14 @@ def live_config(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str,
     config = getattr(model, "config", None) if config is None else config
     if not isinstance(config, Mapping):
         raise ValueError(f"this {name} does not know what it was created with; give config=")
-    for path, layer in leaves(model).items():
+    config = {**config, "_model_class": name}
+    if getattr(model, "classification_head", None) is not None:
+        return config | {"aux_params": {}}
+    layers = leaves(model)
+    for path, layer in layers.items():
         if not path.startswith("encoder.") and type(layer).__name__ not in KNOWN:
             raise refuse(path, f"a {type(layer).__name__}")
-    head = leaves(model).get("segmentation_head.2.activation")
-    expected = ACTIVATIONS.get(config.get("activation"), ("Identity", ()))[0]
-    if head is None or type(head).__name__ != expected:
-        raise refuse("segmentation_head.2.activation", f"a {type(head).__name__}, which its "
-                     f"configuration, {show(config.get('activation'))}, does not say")
-    return {**config, "_model_class": name}
+    last = layers["segmentation_head.2.activation"]  # a class given as activation is not recorded
+    if getattr(last, "dim", None) not in (None, 1):
+        raise refuse("segmentation_head.2.activation", f"a {last}")
+    return config | {"activation": LAST.get(type(last).__name__, type(last).__name__)}

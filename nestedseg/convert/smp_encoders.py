@@ -11,7 +11,9 @@ import timm
 import torch
 
 from nestedseg.convert.smp_options import Theirs
+from nestedseg.convert.weights import refuse
 from nestedseg.encoders import Description, Options, describe_encoder
+from nestedseg.encoders.timm_encoder import parse_name
 from nestedseg.errors import nearest, show
 
 
@@ -125,8 +127,8 @@ def match(name: str) -> Match:
     if name not in MATCHES:
         reasons = [reason for prefix, reason in OTHERS.items() if name.startswith(prefix)]
         reason = reasons[0] if reasons else "timm has no such model"
-        raise ValueError(f"cannot convert the layer 'encoder': {show(name)}: {reason}; "
-                         f"{nearest(name, [*MATCHES, 'tu-<any timm model>'])}")
+        raise refuse("encoder", f"{show(name)}: {reason}; "
+                     f"{nearest(name, [*MATCHES, 'tu-<any timm model>'])}")
     return MATCHES[name]
 
 
@@ -136,13 +138,14 @@ def describe(found: Match, theirs: Theirs) -> tuple[Options, Description]:
     Raises:
         ValueError: features that the two libraries bring to the decoder in different ways.
     """
+    parse_name(found.name)
     taps = found.taps and found.taps[:theirs.encoder_depth]
     options = Options(found.name, theirs.in_channels, image_size=theirs.image_size,
                       encoder_taps=taps)
     body = describe_encoder(options)
     if body.pattern != "doubling":
-        raise ValueError(f"cannot convert the layer 'encoder': the features of {found.name!r} are "
-                         f"{body.pattern}, and resampled in another way here")
+        raise refuse("encoder", f"the features of {found.name!r} are {body.pattern}, and "
+                     "resampled in another way here")
     return options, body
 
 

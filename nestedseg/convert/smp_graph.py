@@ -15,8 +15,9 @@ from typing import Any
 from nestedseg.config import Config
 from nestedseg.convert.smp_encoders import Match, describe
 from nestedseg.convert.smp_options import ACTIVATIONS, Theirs
+from nestedseg.convert.weights import refuse
 from nestedseg.errors import choose
-from nestedseg.graph import Graph
+from nestedseg.graph import Graph, position
 from nestedseg.model import padding
 from nestedseg.targets import TASKS
 
@@ -39,6 +40,9 @@ def mirror(theirs: Theirs, found: Match, task: str | None) -> tuple[Config, Bloc
     for index, level in enumerate(body.levels):
         if 0 < row + index <= depth:
             widths[row + index] = level.channels
+    if depth not in widths:
+        raise refuse("encoder", f"{theirs.encoder_name!r} has no feature at stride {2 ** depth}, "
+                     f"which encoder_depth={depth} needs")
     draw = unet if theirs.architecture == "Unet" else unet_plus_plus
     entry = entry_block(theirs, found)
     nodes, names = draw(theirs, widths, f"x{depth}_{int(bool(entry))}")
@@ -58,7 +62,7 @@ def mirror(theirs: Theirs, found: Match, task: str | None) -> tuple[Config, Bloc
 
 def choose_task(theirs: Theirs, task: str | None) -> str:
     """The task whose probabilities are the model's outputs, or the one that was asked for."""
-    fits = ACTIVATIONS[theirs.activation][1]
+    fits = ACTIVATIONS[theirs.activation]
     if task is None:
         default = "binary" if theirs.classes == 1 else "multiclass"
         return default if default in fits else fits[-1]
@@ -88,7 +92,7 @@ def unet(theirs: Theirs, widths: Mapping[int, int], below: str) -> tuple[dict[st
         below: what the deepest block reads.
     """
     depth, nodes, names = theirs.encoder_depth, {}, {}
-    first = int(below[-1]) + 1
+    first = position(below)[1] + 1
     for index in range(depth):
         row = depth - 1 - index
         name = names[f"blocks.{index}"] = f"x{row}_{first + index}"
@@ -131,7 +135,7 @@ def name_modules(theirs: Theirs, found: Match, names: Mapping[str, str], head: s
     """Our module for each of theirs that has tensors."""
     modules: Blocks = {"segmentation_head.0": f"decoder.head_{head}"}
     entry = f"decoder.x{theirs.encoder_depth}_1.block"
-    if found.deepest:
+    if found.deepest and theirs.encoder_depth == 5:
         modules[f"encoder.{found.deepest[1]}"] = f"{entry}.norm"
     for index, (layer, part) in itertools.product((1, 2), enumerate(("conv", "norm"))):
         if has_centre(theirs):

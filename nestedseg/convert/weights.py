@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,22 @@ def check_state(state: Any, where: str) -> State:
     return dict(state)
 
 
-def rename(state: Mapping[str, Tensor], modules: Mapping[str, str]) -> State:
-    """The tensors of these modules under our modules' names; the others are left out."""
-    renamed = {}
-    for name, tensor in state.items():
+def pair(modules: Mapping[str, str | None], needed: Iterable[str],
+         given: Iterable[str]) -> tuple[dict[str, str], set[str]]:
+    """The name there of each tensor here, and those there that have no place here.
+
+    Args:
+        modules: ours by theirs; ``None`` = it is built there and never called.
+    """
+    names, left, needed = {}, set(), set(needed)
+    for name in given:
         module, _, leaf = name.rpartition(".")
-        if module in modules:
-            renamed[f"{modules[module]}.{leaf}"] = tensor
-    return renamed
+        own = modules.get(module, "")
+        if own and f"{own}.{leaf}" in needed:
+            names[f"{own}.{leaf}"] = name
+        elif own is not None:
+            left.add(name)
+    return names, left
 
 
 def plan(config: Config) -> State:
@@ -81,13 +89,9 @@ def fill(config: Config, needed: Mapping[str, Tensor], state: Mapping[str, Tenso
     Raises:
         ValueError: a tensor that is missing, or of another shape or kind.
     """
+    check_shapes(needed, {name: name for name in state},
+                 {name: tuple(tensor.shape) for name, tensor in state.items()}, where)
     for name, tensor in needed.items():
-        if name not in state:
-            raise ValueError(f"{where} holds nothing for {name!r}, which its configuration needs")
-        if state[name].shape != tensor.shape:
-            raise ValueError(f"{where}: what becomes {name!r} has shape "
-                             f"{tuple(state[name].shape)}, its configuration says "
-                             f"{tuple(tensor.shape)}")
         if state[name].is_floating_point() != tensor.is_floating_point():
             raise ValueError(f"{where}: what becomes {name!r} is of {state[name].dtype}")
     floating = [state[name] for name, tensor in needed.items() if tensor.is_floating_point()]
@@ -133,12 +137,18 @@ def plain_affine(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> S
 
 def check_shapes(needed: Mapping[str, Tensor], names: Mapping[str, str],
                  shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Refuses tensors of other shapes than are needed, by the names that they have in the source.
+    """Refuses tensors unless each that is needed is there, with its shape.
+
+    Args:
+        names: theirs of ours.
+        shapes: by their names.
 
     Raises:
-        ValueError: naming the first.
+        ValueError: naming the first that is not.
     """
-    for own, name in names.items():
-        if own in needed and shapes[name] != tuple(needed[own].shape):
-            raise ValueError(f"{where}: {name!r} has shape {shapes[name]}, its configuration says "
-                             f"{tuple(needed[own].shape)}")
+    for own, tensor in needed.items():
+        if own not in names:
+            raise ValueError(f"{where} holds nothing for {own!r}, which its configuration needs")
+        if shapes[names[own]] != tuple(tensor.shape):
+            raise ValueError(f"{where}: {names[own]!r} has shape {shapes[names[own]]}, its "
+                             f"configuration says {tuple(tensor.shape)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,10 @@ class Trial:
     def _run(self, size: Size, taps: tuple[str, ...] | None, arguments: dict[str, Any]) -> Maps:
         model = self._model(arguments)
         with torch.no_grad(), torch.device(self.device):
-            features = forward_taps(model, torch.zeros(1, self.in_channels, *size), taps)
+            x = torch.zeros(1, self.in_channels, *size)
+            if taps:
+                check_unchanged(model, x, taps)
+            features = forward_taps(model, x, taps)
         return Maps(size, tuple(tuple(feature.shape[1:]) for feature in features))
 
     def _model(self, arguments: dict[str, Any]) -> nn.Module:
@@ -122,17 +125,31 @@ def forward_taps(model: nn.Module, x: Tensor,
                                        intermediates_only=True)
 
 
-def forward_named(model: nn.Module, x: Tensor, names: Sequence[str]) -> list[Tensor]:
-    """What the modules of these names give."""
-    given: dict[str, Tensor] = {}
+def forward_named(model: nn.Module, x: Tensor, names: Sequence[str],
+                  read: Callable[[Tensor], Any] = lambda output: output) -> list[Any]:
+    """What the modules of these names give, or what is read of it there and then."""
+    given: dict[str, Any] = {}
     hooks = [model.get_submodule(name).register_forward_hook(
-        lambda module, args, output, name=name: given.__setitem__(name, output)) for name in names]
+        lambda module, args, output, name=name: given.__setitem__(name, read(output)))
+        for name in names]
     try:
         model.forward_features(x)
     finally:
         for hook in hooks:
             hook.remove()
     return [given[name] for name in names]
+
+
+def check_unchanged(model: nn.Module, x: Tensor, names: Sequence[str]) -> None:
+    """Refuses modules whose output a later layer changes in place.
+
+    Raises:
+        Unfit: naming the first.
+    """
+    for name, (output, version) in zip(names, forward_named(
+            model, x, names, read=lambda output: (output, output._version))):
+        if output._version != version:
+            raise Unfit(f"a later layer changes what {name!r} gives in place")
 
 
 def nearest_power(stride: float) -> int:
