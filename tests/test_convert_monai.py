@@ -176,6 +176,18 @@ def test_tensors_that_the_arguments_leave_no_place_for_are_named(options, argume
                    if arguments else {}))
 
 
+def test_what_a_state_dict_lacks_is_named_not_made_up():
+    state = nets.BasicUNet(**arguments_of({"norm": None})).state_dict()
+    for name in ("conv_0.conv_0.conv.bias", "conv_0.conv_0.conv.weight"):
+        less = {key: tensor for key, tensor in state.items() if key != name}
+        with pytest.raises(ValueError, match=r"nothing for 'encoder\.x0_0\.conv1"):
+            from_monai(less, network="BasicUNet", **arguments_of({"norm": None}))
+    less = {key: tensor for key, tensor in nets.BasicUNet(**arguments_of({})).state_dict().items()
+            if key != "down_1.convs.conv_0.adn.N.weight"}
+    with pytest.raises(ValueError, match=r"nothing for 'encoder\.x1_0\.norm1\.weight'"):
+        from_monai(less, network="BasicUNet", **arguments_of({}))
+
+
 def test_changed_layers_and_other_networks_are_named():
     peer = peer_of("BasicUNet", {})
     peer.upcat_2.convs.conv_1.adn.A = nn.LeakyReLU(0.7)

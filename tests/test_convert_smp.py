@@ -324,6 +324,13 @@ def test_what_has_no_counterpart_is_refused_before_anything_is_built(config, mes
         from_smp({"x": torch.zeros(1)}, config=BASE | config)
 
 
+def test_a_huge_model_is_refused_before_it_is_built(saved, monkeypatch):
+    monkeypatch.setattr("nestedseg.convert.smp.fill", None)
+    config = json.loads((saved[0] / "config.json").read_text())
+    with pytest.raises(ValueError, match=r"has shape \(64, .*its configuration says \(65536, "):
+        from_smp(saved[0], config=config | {"decoder_channels": [65536] * 5})
+
+
 def test_changed_layers_of_a_live_model_are_named():
     for path, layer, message in (
             ("decoder.blocks.2.conv1.2", nn.GELU(), r"'decoder\.blocks\.2\.conv1\.2': a GELU"),

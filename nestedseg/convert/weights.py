@@ -126,13 +126,19 @@ def leaves(module: nn.Module) -> dict[str, nn.Module]:
             if next(child.children(), None) is None}
 
 
-def plain_affine(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> State:
-    """Weights 1 and biases 0 for norms that had none."""
-    layer = re.compile(r"\.norm\d\.(weight|bias)$")
-    missing = {name: layer.search(name) for name in needed.keys() - state.keys()}
-    some = next(iter(state.values()))
-    return {name: torch.full(needed[name].shape, float(kind[1] == "weight"), dtype=some.dtype,
-                             device=some.device) for name, kind in missing.items() if kind}
+def untrained(kinds: Iterable[str], needed: Mapping[str, Tensor],
+              state: Mapping[str, Tensor]) -> State:
+    """Weights 1 and biases 0 for layers that have none in the source.
+
+    Args:
+        kinds: which of them, of "norm" and "conv" (whose biases these are).
+    """
+    layer = re.compile(rf"\.({'|'.join(kinds) or 'none'})\d\.(weight|bias)$")
+    some = next(iter(state.values()), torch.empty(0))
+    found = {name: layer.search(name) for name in needed.keys() - state.keys()}
+    return {name: torch.full(needed[name].shape, float(match[0].endswith("weight")),
+                             dtype=some.dtype, device=some.device)
+            for name, match in found.items() if match and match.groups() != ("conv", "weight")}
 
 
 def check_shapes(needed: Mapping[str, Tensor], names: Mapping[str, str],
