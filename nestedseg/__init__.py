@@ -30,7 +30,7 @@ __all__ = [
     "topology",
 ]
 
-_LAZY = ("data", "inference", "losses", "metrics", "training")
+_LAZY = ("convert", "data", "inference", "losses", "metrics", "training")
 
 
 def __getattr__(name):

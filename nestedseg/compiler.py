@@ -116,13 +116,15 @@ def _call(program: fx.Graph, target: str, args: tuple[fx.Node, ...]) -> fx.Node:
 
 
 def build_decoder(graph: Graph, encoder_levels: Sequence[Level], classes: int,
-                  channels: Sequence[int], style: Style, block: str = "double_conv") -> Decoder:
+                  channels: Sequence[int], style: Style, block: str = "double_conv",
+                  head_kernel: int = 1) -> Decoder:
     """Infers every node's shape from its inputs', then builds the modules.
 
     Args:
         encoder_levels: channels and strides of the encoder's features, finest first.
         classes: channels of the logits.
         channels: default width of the nodes of each row, finest first.
+        head_kernel: side of the heads' convolutions, odd.
 
     Raises:
         GraphError: a level or width that is missing, or an unknown block.
@@ -131,9 +133,11 @@ def build_decoder(graph: Graph, encoder_levels: Sequence[Level], classes: int,
     modules: dict[str, nn.Module] = {}
     for node in graph.nodes.values():
         inputs = {name: shapes[name] for name in node.inputs}
-        modules[node.name] = Node(inputs, shapes[node.name], node.fuse, node.block or block, style)
+        modules[node.name] = Node(inputs, shapes[node.name], node.fuse, node.block or block, style,
+                                  node.up_channels)
     for head in graph.heads:
-        modules[head_name(head)] = make_head(shapes[head].channels, classes, style.dims)
+        modules[head_name(head)] = make_head(shapes[head].channels, classes, style.dims,
+                                             head_kernel)
     return Decoder(graph, modules, {name: shapes[name].stride for name in graph.nodes})
 
 

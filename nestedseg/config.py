@@ -15,7 +15,15 @@ from typing import Any
 from nestedseg.encoders.description import MAX_SIDE, Options
 from nestedseg.errors import choose, nearest, show, whole, wholes
 from nestedseg.graph import MAX_CHANNELS, Graph
-from nestedseg.layers import ACTIVATIONS, NORMS, UPSAMPLINGS, Style
+from nestedseg.layers import (
+    ACTIVATIONS,
+    NORMS,
+    OPTIONS,
+    UPSAMPLINGS,
+    Choice,
+    Style,
+    split_choice,
+)
 from nestedseg.lowering import EXECUTIONS
 from nestedseg.targets import TASKS, check_classes
 from nestedseg.version import __version__
@@ -29,6 +37,7 @@ MAX_NUMBER = 1e9  # mean, std and range of an image
 MAX_SMALLEST = 4096  # pixels
 MAX_TEXT = 200  # characters of a name or a value that people read
 MAX_FACTS = 1_000
+MAX_KERNEL = 31  # of a head, in pixels
 OUTPUTS = ("deepest", "ensemble")
 
 
@@ -60,13 +69,15 @@ class Config:
     encoder_channels: tuple[int, ...] | None = None
     image_size: tuple[int, int] | None = None
     stem: bool | int | tuple[int, ...] = False
-    encoder_taps: tuple[int, ...] | None = None
+    encoder_taps: tuple[int, ...] | tuple[str, ...] | None = None
     pyramid_channels: tuple[int, ...] | None = None
     upsample: str = "nearest"
-    norm: str | None = "batch"
-    activation: str = "relu"
+    norm: Choice | None = "batch"
+    activation: Choice = "relu"
+    bias: bool = False
     dropout: float = 0.0
     dims: int = 2
+    head_kernel: int = 1
     output: str | int = "deepest"
     execution: str = "fast"
     pad_multiple: tuple[int, ...] = (1, 1)
@@ -83,9 +94,17 @@ class Config:
         choose("task", self.task, TASKS)
         check_classes(self.task, self.classes)
         choose("upsample", self.upsample, UPSAMPLINGS)
+        if self.upsample == "bicubic" and self.dims != 2:
+            raise ValueError("upsample 'bicubic' is for images; volumes have 'nearest', "
+                             "'bilinear', 'bilinear_corners' or 'transpose'")
         if self.norm is not None:
-            choose("norm", self.norm, NORMS)
-        choose("activation", self.activation, ACTIVATIONS)
+            object.__setattr__(self, "norm", check_choice("norm", self.norm, NORMS))
+        object.__setattr__(self, "activation",
+                           check_choice("activation", self.activation, ACTIVATIONS))
+        if type(self.bias) is not bool:
+            raise TypeError(f"bias must be true or false, got {show(self.bias)}")
+        if whole("head_kernel", self.head_kernel, 1, MAX_KERNEL) % 2 == 0:
+            raise ValueError(f"head_kernel must be odd, got {self.head_kernel}")
         choose("execution", self.execution, EXECUTIONS)
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be a probability in [0, 1), got {show(self.dropout)}")
@@ -112,7 +131,7 @@ class Config:
     @property
     def style(self) -> Style:
         return Style(self.dims, self.norm, self.activation, self.dropout, self.upsample,
-                     self.execution)
+                     self.execution, self.bias)
 
     def prune(self, depth: int) -> Config:
         """The configuration of the model that `prune(depth)` gives."""
@@ -122,7 +141,8 @@ class Config:
         """As JSON-able values, with the graph in full and its name."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data = {key: list(v) if isinstance(v, tuple) else v for key, v in data.items()}
-        data |= {key: copy.deepcopy(data[key]) for key in ("preprocessing", "training")}
+        for key in ("preprocessing", "training", "norm", "activation"):
+            data[key] = copy.deepcopy(data[key])
         return {"schema_version": SCHEMA_VERSION, "topology": self.graph.name,
                 **data, "graph": self.graph.to_dict()}
 
@@ -161,6 +181,20 @@ def migrate(data: Mapping[str, Any]) -> dict[str, Any]:
     for earlier in range(version, SCHEMA_VERSION):
         data = MIGRATIONS[earlier](data)
     return data
+
+
+def check_choice(kind: str, choice: Any, allowed: Mapping[str, Any]) -> Choice:
+    """A norm or activation: its name, or an object of its name and options."""
+    name, options = split_choice(choice)
+    bounds = OPTIONS.get(choose(kind, name, allowed), {})
+    for key, value in options.items():
+        low, high = bounds[choose(f"option of {kind} {name!r}", key, bounds)]
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise ValueError(f"{kind} {name!r}: {key!r} must be a number from {low} to {high}, "
+                             f"got {show(value)}")
+    if "groups" in options:
+        whole(f"{kind} {name!r}: 'groups'", options["groups"], 1, MAX_CHANNELS)
+    return {"name": name, **options} if options else name
 
 
 def check_output(output: str | int, graph: Graph) -> None:

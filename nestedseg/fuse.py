@@ -27,8 +27,8 @@ def fuse_decoder(decoder: Decoder) -> None:
     """Replaces the nodes, in place, by their fused form where they have one."""
     for name in decoder.graph.nodes:
         node = decoder.get_submodule(name)
-        weight = node.block.first.weight
-        x = weight.new_empty(1, weight.shape[1], *[4] * (weight.dim() - 2), device="meta")
+        some = next(node.block.parameters())
+        x = some.new_empty(1, node.in_channels, *[4] * node.dims, device="meta")
         fold_batch_norms(node.block, lambda block, x=x: [block(x)])
         if node.has_fast_form:
             decoder.add_module(name, FusedNode(node))

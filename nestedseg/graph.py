@@ -55,6 +55,9 @@ class Node:
         fuse: ``"concat"`` or ``"sum"`` (inputs of other widths are first projected by a 1x1
             convolution).
         block: name of a registered block; ``None`` = the model's default.
+        up_channels: channels of each input from a deeper row, once up-sampled: the transposed
+            convolution's, else a 1x1 convolution's. ``None`` = the node's own after a transposed
+            convolution, else the input's.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Node:
     channels: int | None = None
     fuse: str = "concat"
     block: str | None = None
+    up_channels: int | None = None
 
     @property
     def row(self) -> int:
@@ -306,18 +310,22 @@ def _parse_node(graph: Graph, name: Any, value: Any) -> Node:
         _fail(graph, "'inputs' must be a list with at least one node name, "
                      f"got {show(inputs)}", name)
     node = Node(name, tuple(inputs), value.get("channels"), value.get("fuse", "concat"),
-                value.get("block"))
+                value.get("block"), value.get("up_channels"))
     _check_options(graph, node)
     return node
 
 
 def _check_options(graph: Graph, node: Node) -> None:
-    channels = node.channels
-    if channels is not None and (type(channels) is not int or not 1 <= channels <= MAX_CHANNELS):
-        _fail(graph, f"'channels' must be a whole number from 1 to {MAX_CHANNELS}, "
-                     f"got {show(channels)}", node.name)
+    for key in ("channels", "up_channels"):
+        value = getattr(node, key)
+        if value is not None and (type(value) is not int or not 1 <= value <= MAX_CHANNELS):
+            _fail(graph, f"{key!r} must be a whole number from 1 to {MAX_CHANNELS}, "
+                         f"got {show(value)}", node.name)
     if node.fuse not in FUSIONS:
         _fail(graph, f"unknown fuse {show(node.fuse)}; {nearest(node.fuse, FUSIONS)}", node.name)
+    if node.fuse == "sum" and node.up_channels is not None:
+        _fail(graph, "'up_channels' is for fuse 'concat'; a sum has one width, 'channels'",
+              node.name)
     if node.block is not None and not isinstance(node.block, str):
         _fail(graph, f"'block' must be the name of a block, got {show(node.block)}", node.name)
 

@@ -8,10 +8,11 @@ import torch
 
 from nestedseg import shards, storage
 from nestedseg.config import Config
-from nestedseg.errors import blamed, show
+from nestedseg.convert import smp
+from nestedseg.errors import blamed
 from nestedseg.meta import fill
 from nestedseg.model import SegmentationModel, build
-from nestedseg.remote import Repo, is_repo_id
+from nestedseg.sources import open_source
 
 
 def from_pretrained(
@@ -27,6 +28,9 @@ def from_pretrained(
     dtype: torch.dtype | None = None,
 ) -> SegmentationModel:
     """The model that `save_pretrained` or `push_to_hub` wrote, in eval mode.
+
+    Folders and repos that segmentation_models.pytorch wrote are recognised, and converted as by
+    `nestedseg.convert.from_smp`.
 
     Where a folder of that name exists, it is meant; else a string like ``"user/name"`` is a repo
     on the Hugging Face Hub. Of a model with several heads, one depth is downloaded, read and built
@@ -56,7 +60,11 @@ def from_pretrained(
                          local_files_only=local_files_only, force_download=force_download)
     with blamed(source.where(storage.CONFIG)):
         data = storage.read_json(source.get(storage.CONFIG))
-    model = load(source, data, depth)
+    if smp.recognises(data):
+        model = smp.from_files(data, source.get(storage.WEIGHTS))
+        model = model if depth is None else model.prune(depth)
+    else:
+        model = load(source, data, depth)
     return model.to(device=device, dtype=dtype).eval()
 
 
@@ -74,47 +82,3 @@ def load(source: shards.Source, data: dict[str, object], depth: int | None) -> S
     known = model.state_dict().keys() if config == whole else None
     fill(model, shards.read(source, layout, storage.own_tensors(model), known))
     return model
-
-
-def open_source(name: str | Path, **options: object) -> shards.Source:
-    """The folder of this name if there is one, else the repo.
-
-    Raises:
-        FileNotFoundError: it is neither.
-    """
-    if name != "" and Path(name).is_dir():
-        return Folder(Path(name))
-    if isinstance(name, str) and is_repo_id(name):
-        return Repo(name, **options)
-    raise FileNotFoundError(f"{show(str(name))} is neither a folder nor the id of a repo on the "
-                            "Hugging Face Hub, like 'user/name'")
-
-
-class Folder:
-    """The files of a model in a folder."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.name = directory, str(directory)
-
-    def where(self, file: str) -> str:
-        """What messages call this file."""
-        return repr(str(self.directory / file))
-
-    def find(self, file: str) -> Path | None:
-        """The file; ``None`` = it is not there."""
-        return storage.find(self.directory, file)
-
-    def get(self, file: str) -> Path:
-        """The file.
-
-        Raises:
-            FileNotFoundError: it is not there.
-        """
-        path = self.find(file)
-        if path is None:
-            raise FileNotFoundError(f"{self.name!r} holds no nestedseg model: {file} is missing")
-        return path
-
-    def damage(self, file: str, reason: str) -> Exception:
-        """The error of a file that is not what was saved."""
-        return ValueError(f"{self.where(file)} is damaged: {reason}. Copy or save the model again")

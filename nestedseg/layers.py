@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,21 +20,31 @@ MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
 BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
-UPSAMPLINGS = ("nearest", "bilinear", "transpose")
-NORMS: dict[str, Callable[[int, int], nn.Module]] = {
-    "batch": lambda channels, dims: BATCH_NORM[dims](channels),
-    "instance": lambda channels, dims: GroupNorm(channels, channels),
-    "group": lambda channels, dims: GroupNorm(math.gcd(8, channels), channels),
+UPSAMPLINGS = ("nearest", "bilinear", "bilinear_corners", "bicubic", "transpose")
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "batch": lambda channels, dims, **options: BATCH_NORM[dims](channels, **options),
+    "instance": lambda channels, dims, **options: GroupNorm(channels, channels, **options),
+    "group": lambda channels, dims, groups=8, **options: GroupNorm(math.gcd(groups, channels),
+                                                                   channels, **options),
 }
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),
-    "leaky_relu": lambda: nn.LeakyReLU(inplace=True),
-    "elu": lambda: nn.ELU(inplace=True),
+    "leaky_relu": lambda **options: nn.LeakyReLU(inplace=True, **options),
+    "elu": lambda **options: nn.ELU(inplace=True, **options),
     "silu": lambda: nn.SiLU(inplace=True),
     "mish": lambda: nn.Mish(inplace=True),
     "gelu": nn.GELU,
     "prelu": nn.PReLU,
 }
+# What an object like {"name": "leaky_relu", "negative_slope": 0.1} may say, with its bounds.
+OPTIONS: dict[str, dict[str, tuple[float, float]]] = {
+    "batch": {"eps": (0, 1), "momentum": (0, 1)},
+    "instance": {"eps": (0, 1)},
+    "group": {"eps": (0, 1), "groups": (1, 65_536)},
+    "leaky_relu": {"negative_slope": (0, 1)},
+    "elu": {"alpha": (0, 100)},
+}
+Choice = str | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,14 +52,30 @@ class Style:
     """What all blocks of a model have in common. The fields are those of `nestedseg.create`."""
 
     dims: int = 2
-    norm: str | None = "batch"
-    activation: str = "relu"
+    norm: Choice | None = "batch"
+    activation: Choice = "relu"
     dropout: float = 0.0
     upsample: str = "nearest"
     execution: str = "fast"
+    bias: bool = False
 
     def make_norm(self, channels: int) -> nn.Module:
-        return NORMS[self.norm](channels, self.dims) if self.norm else nn.Identity()
+        if self.norm is None:
+            return nn.Identity()
+        name, options = split_choice(self.norm)
+        return NORMS[name](channels, self.dims, **options)
+
+    def make_activation(self) -> nn.Module:
+        name, options = split_choice(self.activation)
+        return ACTIVATIONS[name](**options)
+
+
+def split_choice(choice: Choice) -> tuple[str, dict[str, Any]]:
+    """The name of a norm or activation, and its options."""
+    if not isinstance(choice, Mapping):
+        return choice, {}
+    options = dict(choice)
+    return options.pop("name", None), options
 
 
 @dataclass(frozen=True)
@@ -63,19 +90,19 @@ class DoubleConv(Recomputable):
     """H: twice (3x3 convolution, norm, activation, dropout). The paper's plain form: norm=None.
 
     ``(N, in_channels, *spatial)`` -> ``(N, out_channels, *spatial)``. Like every block of a node it
-    is ``finish(first(x))``, where ``first`` is a convolution, so that a node may compute that one
+    is ``finish(first(x))``; where ``first`` is a plain 3x3 convolution, a node computes that one
     without concatenating its inputs.
     """
 
     def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
         super().__init__()
-        conv, bias = CONV[style.dims], style.norm is None
+        conv, bias = CONV[style.dims], style.bias or style.norm is None
         self.conv1 = conv(in_channels, out_channels, 3, padding=1, bias=bias)
         self.norm1 = style.make_norm(out_channels)
-        self.act1 = ACTIVATIONS[style.activation]()
+        self.act1 = style.make_activation()
         self.conv2 = conv(out_channels, out_channels, 3, padding=1, bias=bias)
         self.norm2 = style.make_norm(out_channels)
-        self.act2 = ACTIVATIONS[style.activation]()
+        self.act2 = style.make_activation()
         self.dropout = nn.Dropout(style.dropout)
         self.apply(init_he)
 
@@ -90,10 +117,78 @@ class DoubleConv(Recomputable):
         return self.dropout(self.act2(self.norm2(x)))
 
     def compute(self, x: Tensor) -> Tensor:
-        return self.finish(self.conv1(x))
+        return self.finish(self.first(x))
 
 
-BLOCKS: dict[str, Callable[[int, int, Style], nn.Module]] = {"double_conv": DoubleConv}
+class SCSE(nn.Module):
+    """x (c + s): weights for the channels, and for the pixels, of a map ``(N, C, *spatial)``.
+
+    Source: Roy et al., Concurrent spatial and channel squeeze & excitation, 2018, arXiv 1803.02579.
+    """
+
+    def __init__(self, channels: int, dims: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.squeeze = CONV[dims](channels, hidden, 1)
+        self.excite = CONV[dims](hidden, channels, 1)
+        self.spatial = CONV[dims](channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(dim=tuple(range(2, x.dim())), keepdim=True)
+        channels = self.excite(F.relu(self.squeeze(mean))).sigmoid()
+        return x * (channels + self.spatial(x).sigmoid())
+
+
+class SCSEOut(DoubleConv):
+    """H, what it gives weighted by scSE."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
+        super().__init__(in_channels, out_channels, style)
+        self.attention = SCSE(out_channels, style.dims)
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.attention(super().finish(x))
+
+
+class SCSEBoth(SCSEOut):
+    """H, what it takes and what it gives weighted by scSE.
+
+    The weights of its inputs depend on all of them, so that these must be concatenated.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
+        super().__init__(in_channels, out_channels, style)
+        self.entry = SCSE(in_channels, style.dims)
+
+    @property
+    def first(self) -> nn.Module:
+        return nn.Sequential(self.entry, self.conv1)
+
+
+class BatchNorm(Recomputable):
+    """A batch norm alone, for encoders whose deepest feature comes without its last one."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
+        super().__init__()
+        if in_channels != out_channels:
+            raise ValueError(f"a node of the block 'batch_norm' gives the {in_channels} channels "
+                             f"that it takes, not {out_channels}")
+        self.norm = BATCH_NORM[style.dims](in_channels)
+
+    @property
+    def first(self) -> nn.Module:
+        return self.norm
+
+    def finish(self, x: Tensor) -> Tensor:
+        return x
+
+    def compute(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+BLOCKS: dict[str, Callable[[int, int, Style], nn.Module]] = {
+    "double_conv": DoubleConv, "scse": SCSEBoth, "scse_out": SCSEOut, "batch_norm": BatchNorm,
+}
 
 
 class Edge(nn.Module):
@@ -103,21 +198,25 @@ class Edge(nn.Module):
     where needed: ``up`` for transposed convolutions, ``project`` (1x1) for other widths in a sum.
     """
 
-    def __init__(self, source: Level, target: Level, style: Style, project: bool) -> None:
+    def __init__(self, source: Level, target: Level, style: Style, project: bool,
+                 up_channels: int | None = None) -> None:
         super().__init__()
         self.up_by = tuple(s // t for s, t in zip(source.stride, target.stride))
         self.down_by = tuple(t // s for s, t in zip(source.stride, target.stride))
         self.rises = any(factor > 1 for factor in self.up_by)
         self.falls = any(factor > 1 for factor in self.down_by)
-        self.mode = LINEAR[style.dims] if style.upsample == "bilinear" else style.upsample
+        linear = style.upsample in ("bilinear", "bilinear_corners")
+        self.mode = LINEAR[style.dims] if linear else style.upsample
+        self.corners = True if style.upsample == "bilinear_corners" else None
         self.out_channels = source.channels
+        wanted = (self.rises and up_channels) or target.channels
         if self.rises and style.upsample == "transpose":
-            self.up = CONV_TRANSPOSE[style.dims](source.channels, target.channels, self.up_by,
+            self.up = CONV_TRANSPOSE[style.dims](source.channels, wanted, self.up_by,
                                                  stride=self.up_by)
-            self.out_channels = target.channels
-        elif project and source.channels != target.channels:
-            self.project = CONV[style.dims](source.channels, target.channels, 1)
-            self.out_channels = target.channels
+            self.out_channels = wanted
+        elif (project or (self.rises and up_channels)) and source.channels != wanted:
+            self.project = CONV[style.dims](source.channels, wanted, 1)
+            self.out_channels = wanted
         self.apply(init_he)
 
     @property
@@ -141,7 +240,8 @@ class Edge(nn.Module):
         if self.transposes:
             return self.up(x)
         if self.rises:
-            return F.interpolate(x, scale_factor=tuple(map(float, self.up_by)), mode=self.mode)
+            return F.interpolate(x, scale_factor=tuple(map(float, self.up_by)), mode=self.mode,
+                                 align_corners=self.corners)
         return max_pool(x, self.down_by) if self.falls else x
 
     def extra_repr(self) -> str:
@@ -154,14 +254,15 @@ class Node(Recomputable):
     """X^{i,j}: the inputs brought to one resolution, fused, then the block H."""
 
     def __init__(self, inputs: Mapping[str, Level], target: Level, fuse: str, block: str,
-                 style: Style) -> None:
+                 style: Style, up_channels: int | None = None) -> None:
         super().__init__()
-        self.fuse = fuse
-        self.edges = nn.ModuleDict({name: Edge(level, target, style, project=fuse == "sum")
-                                    for name, level in inputs.items()})
+        self.fuse, self.dims = fuse, style.dims
+        self.edges = nn.ModuleDict({
+            name: Edge(level, target, style, project=fuse == "sum", up_channels=up_channels)
+            for name, level in inputs.items()})
         widths = [edge.out_channels for edge in self.edges.values()]
-        channels = target.channels if fuse == "sum" else sum(widths)
-        self.block = BLOCKS[block](channels, target.channels, style)
+        self.in_channels = target.channels if fuse == "sum" else sum(widths)
+        self.block = BLOCKS[block](self.in_channels, target.channels, style)
         self.execution = style.execution
 
     @property
@@ -184,9 +285,9 @@ def max_pool(x: Tensor, factor: int | Sequence[int]) -> Tensor:
     return MAX_POOL[x.dim() - 2](x, factor)
 
 
-def make_head(channels: int, classes: int, dims: int) -> nn.Module:
-    """A 1x1 convolution to ``classes`` logits."""
-    head = CONV[dims](channels, classes, 1)
+def make_head(channels: int, classes: int, dims: int, kernel: int = 1) -> nn.Module:
+    """A convolution to ``classes`` logits, 1x1 by default."""
+    head = CONV[dims](channels, classes, kernel, padding=kernel // 2)
     nn.init.xavier_uniform_(head.weight)
     nn.init.zeros_(head.bias)
     return head

@@ -21,7 +21,7 @@ from nestedseg.errors import wholes
 from nestedseg.finetune import batch_norms, parameter_groups
 from nestedseg.fuse import fold_batch_norms, fuse_decoder
 from nestedseg.graph import MAX_CHANNELS, Graph, position
-from nestedseg.layers import resize_logits
+from nestedseg.layers import Choice, resize_logits, split_choice
 from nestedseg.publish import push
 from nestedseg.summary import Summary, summarise
 from nestedseg.topologies import resolve
@@ -366,14 +366,16 @@ def create(
     decoder_channels: Sequence[int] | None = None,
     deep_supervision: bool | None = None,
     upsample: str = "nearest",
-    norm: str | None = "batch",
-    activation: str = "relu",
+    norm: str | Mapping[str, Any] | None = "batch",
+    activation: str | Mapping[str, Any] = "relu",
+    bias: bool = False,
     dropout: float = 0.0,
     dims: int = 2,
+    head_kernel: int = 1,
     output: str | int = "deepest",
     image_size: Sequence[int] | None = None,
     stem: bool | int | Sequence[int] = False,
-    encoder_taps: Sequence[int] | None = None,
+    encoder_taps: Sequence[int] | Sequence[str] | None = None,
     pyramid_channels: Sequence[int] | None = None,
     execution: str = "fast",
     class_names: Sequence[str] | None = None,
@@ -402,11 +404,17 @@ def create(
         deep_supervision: ``True``: every head the topology offers; ``False``: the deepest alone.
             Default: the topology's own (U-Net^e needs it, the other names do without; a graph
             keeps the heads it lists).
-        upsample: "nearest", "bilinear", or "transpose" (a 2x2 transposed convolution, the paper's).
-        norm: "batch", "instance", "group" (8 groups) or ``None``.
-        activation: "relu", "leaky_relu", "elu", "silu", "mish", "gelu" or "prelu".
+        upsample: "nearest", "bilinear", "bilinear_corners" (torch's ``align_corners``: the corner
+            pixels stay where they are), "bicubic", or "transpose" (a 2x2 transposed convolution,
+            the paper's).
+        norm: "batch", "instance", "group" (8 groups) or ``None``; or with options, like
+            ``{"name": "group", "groups": 4, "eps": 1e-6}`` (batch: ``eps``, ``momentum``).
+        activation: "relu", "leaky_relu", "elu", "silu", "mish", "gelu" or "prelu"; or with options,
+            like ``{"name": "leaky_relu", "negative_slope": 0.1}`` (elu: ``alpha``).
+        bias: whether convolutions before a norm have a bias too; those without a norm have one.
         dropout: probability after each activation of the decoder and the plain encoder.
         dims: 2 for images, 3 for volumes (plain encoder).
+        head_kernel: side of the heads' convolutions, odd.
         output: what eval mode returns: "deepest", "ensemble" (logits whose probabilities are the
             mean of all heads') or a depth.
         image_size: (H, W) in pixels, for encoders that are built for one size; those that take
@@ -415,8 +423,9 @@ def create(
             that the finest row lives at full resolution: ``True`` = 32, 64, ... channels, a
             number = the finest level's, doubling, or the channels of each. Default: ``False``,
             logits are up-sampled from the encoder's finest stride.
-        encoder_taps: which of timm's features become levels. Default: the deepest of each
-            stride; of encoders with one stride throughout, four evenly spaced.
+        encoder_taps: which of timm's features become levels; or the names of the timm model's
+            modules that give them, ``(N, C, h, w)``. Default: the deepest of each stride; of
+            encoders with one stride throughout, four evenly spaced.
         pyramid_channels: of the levels (strides 4, 8, 16, 32) that are made from an encoder with
             one stride throughout, by a simple feature pyramid (Li et al., ViTDet, 2022,
             arXiv 2203.16527). Default: the encoder's, halved at each doubling of resolution.
@@ -441,7 +450,8 @@ def create(
     multiple, smallest = padding(graph, body, decoder_channels, norm)
     config = Config(
         graph=graph, decoder_channels=decoder_channels, classes=classes, upsample=upsample,
-        norm=norm, activation=activation, dropout=dropout, output=output, execution=execution,
+        norm=norm, activation=activation, bias=bias, dropout=dropout, head_kernel=head_kernel,
+        output=output, execution=execution,
         task=("binary" if classes == 1 else "multiclass") if task is None else task,
         pad_multiple=multiple, pad_smallest=smallest,
         preprocessing=body.preprocessing, class_names=class_names,
@@ -450,11 +460,12 @@ def create(
 
 
 def padding(graph: Graph, body: Description, channels: Sequence[int],
-            norm: str | None) -> tuple[tuple[int, ...], int]:
+            norm: Choice | None) -> tuple[tuple[int, ...], int]:
     """What images are padded to a multiple of, and the shortest side that is left to them."""
     strides = [shape.stride for shape in infer_levels(graph, body.levels, channels).values()]
     multiple = tuple(math.lcm(*axis) for axis in zip(body.multiples[graph.levels - 1], *strides))
-    if norm in ("instance", "group"):  # one pixel at the deepest level would have no variance
+    if norm and split_choice(norm)[0] in ("instance", "group"):
+        # one pixel at the deepest level would have no variance
         return multiple, max(body.smallest, 2 * max(map(max, strides)))
     return multiple, body.smallest
 
@@ -472,7 +483,7 @@ def build(config: Config, encoder_weights: str | Path | bool | None = None) -> S
     encoder = build_encoder(config.encoder_options, config.style, encoder_weights,
                             config.graph.levels)
     decoder = build_decoder(config.graph, body.levels, config.classes, config.decoder_channels,
-                            config.style)
+                            config.style, head_kernel=config.head_kernel)
     if not config.fused:
         return SegmentationModel(config, encoder, decoder)
     model = SegmentationModel(replace(config, fused=False), encoder, decoder)

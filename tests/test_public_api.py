@@ -14,7 +14,7 @@ import nestedseg
 # Names that the issue fixes, and where it fixes their defaults.
 NAMES = {"Graph", "GraphError", "SegmentationModel", "choose_depth", "create", "from_pretrained",
          "list_encoders", "list_topologies", "preprocess", "register_topology", "topology"}
-SUBMODULES = {"data", "inference", "losses", "metrics", "training"}
+SUBMODULES = {"convert", "data", "inference", "losses", "metrics", "training"}
 CREATE = {
     "classes": 1, "in_channels": 3, "task": None, "encoder_weights": None, "depth": None,
     "encoder_channels": (32, 64, 128, 256, 512), "decoder_channels": None,

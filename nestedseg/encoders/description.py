@@ -10,6 +10,8 @@ from nestedseg.graph import MAX_CHANNELS
 from nestedseg.layers import Level
 
 MAX_SIDE = 2 ** 16  # pixels
+MAX_TAPS = 32
+MAX_NAME = 200  # characters, of a module
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Options:
     encoder_channels: tuple[int, ...] | None = None
     image_size: tuple[int, int] | None = None
     stem: bool | int | tuple[int, ...] = False
-    encoder_taps: tuple[int, ...] | None = None
+    encoder_taps: tuple[int, ...] | tuple[str, ...] | None = None
     pyramid_channels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -40,7 +42,9 @@ class Options:
                                 ("pyramid_channels", 1, MAX_CHANNELS)):
             value = getattr(self, name)
             needed = name == "encoder_channels" and self.encoder == "plain"
-            if (value is not None or needed) and not (name == "stem" and isinstance(value, int)):
+            if name == "encoder_taps" and are_names(value):
+                object.__setattr__(self, name, tuple(value))
+            elif (value is not None or needed) and not (name == "stem" and isinstance(value, int)):
                 object.__setattr__(self, name, wholes(name, value, low, high))
         if self.image_size is not None and len(self.image_size) != self.dims:
             raise ValueError(f"image_size needs {self.dims} numbers for a {self.dims}-D model, "
@@ -48,6 +52,12 @@ class Options:
         if self.encoder == "plain" and (self.encoder_taps or self.pyramid_channels):
             raise ValueError("encoder_taps and pyramid_channels are for timm encoders; the plain "
                              "one has encoder_channels")
+
+
+def are_names(taps: Any) -> bool:
+    """Whether these are the names of modules, and not too many or too long."""
+    return (isinstance(taps, (list, tuple)) and 1 <= len(taps) <= MAX_TAPS
+            and all(isinstance(tap, str) and len(tap) <= MAX_NAME for tap in taps))
 
 
 @dataclass(frozen=True)

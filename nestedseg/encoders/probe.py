@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from nestedseg.encoders.trial import Maps, Size, Trial, Unfit, nearest_power
+from nestedseg.errors import nearest, show
 
 # How a model may be told that images differ in size; the first that works is used.
 DYNAMIC = ({}, {"dynamic_img_size": True, "dynamic_img_pad": True}, {"dynamic_img_size": True})
@@ -78,6 +79,31 @@ def probe(name: str, in_channels: int = RGB, image_size: Size | None = None) -> 
     return replace(found, in_channels=in_channels) if takes else found
 
 
+@lru_cache(maxsize=256)
+def probe_named(name: str, found: Probe, taps: tuple[str, ...]) -> tuple[Feature, ...]:
+    """What modules of a timm model give, ``(N, C, h, w)``.
+
+    Args:
+        found: how the model is built and fed.
+        taps: the names of the modules.
+
+    Raises:
+        ValueError: no such module, or what it gives is no feature map.
+    """
+    trial, arguments = _trial(name), dict(found.arguments)
+    known = trial.modules(**arguments)
+    for tap in taps:
+        if tap not in known:
+            raise ValueError(f"encoder {name!r} has no module {show(tap)}; {nearest(tap, known)}")
+    multiple = found.factor * max(feature.nominal for feature in found.features)
+    size = found.runs_at or (ODD_SIZES[0] * multiple, ODD_SIZES[1] * multiple)
+    try:
+        return _features(trial.run(size, taps, **arguments))
+    except Unfit as error:
+        raise ValueError(f"modules {list(taps)} of encoder {name!r} give no feature maps: "
+                         f"{error}") from None
+
+
 @lru_cache(maxsize=1)  # a model is often asked for again at once, for other sizes or channels
 def _trial(name: str) -> Trial:
     for device in ("meta", "cpu"):  # some models read values, which meta has not
@@ -121,7 +147,10 @@ def _one_size(trial: Trial, image_size: Size | None) -> Probe:
 
 def _result(trial: Trial, maps: Maps, arguments: dict[str, Any], factor: int, smallest: int,
             runs_at: Size | None) -> Probe:
-    features = [Feature(channels, stride, fit)
-                for (channels, _, _), stride, fit in zip(maps.shapes, maps.strides, maps.fits)]
-    return Probe(tuple(features), tuple(sorted(arguments.items())), factor, smallest, runs_at,
+    return Probe(_features(maps), tuple(sorted(arguments.items())), factor, smallest, runs_at,
                  trial.in_channels, trial.parameters(**arguments))
+
+
+def _features(maps: Maps) -> tuple[Feature, ...]:
+    return tuple(Feature(channels, stride, fit)
+                 for (channels, _, _), stride, fit in zip(maps.shapes, maps.strides, maps.fits))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from timm.layers import LayerNorm2d
@@ -22,14 +22,14 @@ class Tap:
     """One level of the pyramid: which of timm's features it is made from, and how.
 
     Args:
-        index: of the feature.
+        index: of the feature, or the name of the module that gives it.
         feature: what is known of it.
         channels: of the level.
         stride: of the level, a power of two.
         made: whether the level is made from the feature, not the feature itself.
     """
 
-    index: int
+    index: int | str
     feature: Feature
     channels: int
     stride: int
@@ -71,6 +71,20 @@ def choose_taps(features: Sequence[Feature], taps: Sequence[int] | None,
     deepest = {features[index].nominal: index for index in indices}
     return tuple(Tap(index, features[index], features[index].channels, stride, False)
                  for stride, index in sorted(deepest.items()))
+
+
+def named_taps(features: Mapping[str, Feature]) -> tuple[Tap, ...]:
+    """A level from what each of these modules gives, finest first.
+
+    Raises:
+        ValueError: two of them have one stride.
+    """
+    strides = [feature.nominal for feature in features.values()]
+    if len(set(strides)) < len(strides):
+        raise ValueError(f"encoder_taps {list(features)} have the strides {strides}; each level "
+                         "needs its own")
+    return tuple(Tap(name, feature, feature.channels, feature.nominal, False)
+                 for name, feature in sorted(features.items(), key=lambda item: item[1].nominal))
 
 
 def _simple_pyramid(features: Sequence[Feature], taps: Sequence[int] | None,

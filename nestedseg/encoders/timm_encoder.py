@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestedseg.encoders.description import Description, Options
-from nestedseg.encoders.probe import Probe, probe
-from nestedseg.encoders.pyramid import Neck, Tap, choose_taps, pattern_of
+from nestedseg.encoders.probe import Probe, probe, probe_named
+from nestedseg.encoders.pyramid import Neck, Tap, choose_taps, named_taps, pattern_of
 from nestedseg.encoders.trial import forward_taps
 from nestedseg.encoders.trim import trim
 from nestedseg.errors import nearest, show
@@ -76,12 +76,13 @@ class TimmEncoder(nn.Module):
         """Removes all levels but the ``count`` finest, and what computes only them."""
         self.taps, self.levels = self.taps[:count], self.levels[:count]
         self.necks = self.necks[:count]
-        self.model.prune_intermediate_layers(self._wanted, prune_norm=True)
+        if isinstance(self.taps[0], int):
+            self.model.prune_intermediate_layers(self._wanted, prune_norm=True)
         trim(self.model, self._features_on_meta, (self.key, self.taps))
         return self
 
     @property
-    def _wanted(self) -> list[int]:
+    def _wanted(self) -> list[int] | list[str]:
         return sorted(set(self.taps))
 
     def _features_on_meta(self, model: nn.Module) -> list[Tensor]:
@@ -100,12 +101,17 @@ def describe(options: Options) -> Description:
         ValueError: taps or channels that it cannot serve.
     """
     trial = probe(options.encoder, options.in_channels, options.image_size)
-    taps = choose_taps(trial.features, options.encoder_taps, options.pyramid_channels)
+    features = trial.features
+    if options.encoder_taps and isinstance(options.encoder_taps[0], str):
+        features = probe_named(options.encoder, trial, options.encoder_taps)
+        taps = named_taps(dict(zip(options.encoder_taps, features)))
+    else:
+        taps = choose_taps(features, options.encoder_taps, options.pyramid_channels)
     own = tuple(get_pretrained_cfg(options.encoder).input_size[-2:])
     size = options.image_size or own
     return Description(
         levels_of(taps), multiples_of(taps, trial), preprocessing_of(options, size),
-        pattern_of(trial.features), trial.smallest, size if trial.runs_at else None,
+        pattern_of(features), trial.smallest, size if trial.runs_at else None,
         backbone=(trial, taps))
 
 

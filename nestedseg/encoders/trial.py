@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,15 +54,20 @@ class Trial:
         self.name, self.in_channels, self.device = name, in_channels, device
         self.own_size: Size = tuple(get_pretrained_cfg(name).input_size[-2:])
         self._models: dict[str, nn.Module | Unfit] = {}
-        self._runs: dict[tuple[Size, str], Maps | Unfit] = {}
+        self._runs: dict[Any, Maps | Unfit] = {}
 
-    def run(self, size: Size, **arguments: Any) -> Maps:
+    def run(self, size: Size, taps: tuple[str, ...] | None = None, **arguments: Any) -> Maps:
         """The features of an image of this size.
+
+        Args:
+            taps: names of modules, if the features are to be theirs.
+            arguments: of `timm.create_model`.
 
         Raises:
             Unfit: the model, built so, does not take it.
         """
-        return _kept(self._runs, (size, repr(arguments)), lambda: self._run(size, arguments))
+        return _kept(self._runs, (size, taps, repr(arguments)),
+                     lambda: self._run(size, taps, arguments))
 
     def fits(self, size: Size, **arguments: Any) -> bool:
         """Whether the model, built so, takes an image of this size."""
@@ -76,10 +81,17 @@ class Trial:
         """Of the whole model, its classifier included."""
         return sum(parameter.numel() for parameter in self._model(arguments).parameters())
 
-    def _run(self, size: Size, arguments: dict[str, Any]) -> Maps:
+    def modules(self, **arguments: Any) -> list[str]:
+        """The names of its modules."""
+        return [name for name, _ in self._model(arguments).named_modules()]
+
+    def _run(self, size: Size, taps: tuple[str, ...] | None, arguments: dict[str, Any]) -> Maps:
         model = self._model(arguments)
         with torch.no_grad(), torch.device(self.device):
-            features = forward_taps(model, torch.zeros(1, self.in_channels, *size))
+            x = torch.zeros(1, self.in_channels, *size)
+            if taps:
+                check_unchanged(model, x, taps)
+            features = forward_taps(model, x, taps)
         return Maps(size, tuple(tuple(feature.shape[1:]) for feature in features))
 
     def _model(self, arguments: dict[str, Any]) -> nn.Module:
@@ -104,10 +116,40 @@ def _kept(results: dict[Any, Any], key: Any, make: Any) -> Any:
     return results[key]
 
 
-def forward_taps(model: nn.Module, x: Tensor, taps: Sequence[int] | None = None) -> list[Tensor]:
-    """The features of a timm model at these taps (default: all), each ``(N, C, h, w)``."""
+def forward_taps(model: nn.Module, x: Tensor,
+                 taps: Sequence[int] | Sequence[str] | None = None) -> list[Tensor]:
+    """The features of a timm model at these taps (default: all its own), each ``(N, C, h, w)``."""
+    if taps and isinstance(taps[0], str):
+        return forward_named(model, x, taps)
     return model.forward_intermediates(x, indices=taps, output_fmt="NCHW",
                                        intermediates_only=True)
+
+
+def forward_named(model: nn.Module, x: Tensor, names: Sequence[str],
+                  read: Callable[[Tensor], Any] = lambda output: output) -> list[Any]:
+    """What the modules of these names give, or what is read of it there and then."""
+    given: dict[str, Any] = {}
+    hooks = [model.get_submodule(name).register_forward_hook(
+        lambda module, args, output, name=name: given.__setitem__(name, read(output)))
+        for name in names]
+    try:
+        model.forward_features(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [given[name] for name in names]
+
+
+def check_unchanged(model: nn.Module, x: Tensor, names: Sequence[str]) -> None:
+    """Refuses modules whose output a later layer changes in place.
+
+    Raises:
+        Unfit: naming the first.
+    """
+    for name, (output, version) in zip(names, forward_named(
+            model, x, names, read=lambda output: (output, output._version))):
+        if output._version != version:
+            raise Unfit(f"a later layer changes what {name!r} gives in place")
 
 
 def nearest_power(stride: float) -> int:

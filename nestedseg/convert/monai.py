@@ -1,0 +1,151 @@
+"""MONAI's ``BasicUNet`` and ``BasicUNetPlusPlus``, 2-D and 3-D, as nestedseg models.
+
+Their graphs are this library's "unet" and "unetpp" of depth 4 over the plain encoder. MONAI keeps
+no record of a model's arguments, so that they are read off a live model's layers, or must be given
+with a state dict. MONAI itself is not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from nestedseg.config import Config
+from nestedseg.convert.monai_layers import DEPTH, decoder_block, encoder_blocks, heads, inspect
+from nestedseg.convert.monai_options import NETWORKS, Theirs
+from nestedseg.convert.weights import (
+    State,
+    check_state,
+    fill,
+    pair,
+    plan,
+    read_state,
+    refuse_leftovers,
+    untrained,
+)
+from nestedseg.encoders import Options, describe_encoder
+from nestedseg.graph import Graph, position
+from nestedseg.layers import split_choice
+from nestedseg.model import SegmentationModel, padding
+from nestedseg.topologies import topology
+
+
+def from_monai(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
+               network: str | None = None, task: str | None = None,
+               **arguments: Any) -> SegmentationModel:
+    """A ``BasicUNet`` or ``BasicUNetPlusPlus`` of MONAI as a nestedseg model.
+
+    In eval mode it gives the same logits, for images whose sides are multiples of 16. MONAI pads
+    the maps of other sizes inside, nestedseg the image, so that those differ near the far border.
+    A bias before an instance norm has no effect and is left out; one before a batch norm becomes
+    part of its mean; others stay. With ``deep_supervision`` every head is kept.
+
+    Args:
+        source: a live model; or, with ``network`` and its arguments, a state dict or the path of
+            one (.safetensors, .pth).
+        network: "BasicUNet" or "BasicUNetPlusPlus".
+        task: "binary", "multiclass" or "multilabel". Default: binary if it has one class, else
+            multiclass.
+        arguments: those of the network, where they are not its defaults: ``spatial_dims``,
+            ``in_channels``, ``out_channels``, ``features``, ``deep_supervision``, ``act``,
+            ``norm``, ``bias``, ``dropout``, ``upsample``.
+
+    Raises:
+        ValueError: a layer or argument that has no counterpart, or weights that do not fit.
+        FileNotFoundError: no such file.
+    """
+    if isinstance(source, nn.Module):
+        if network is not None or arguments:
+            raise TypeError("a live model says what it is; give the network and its arguments with "
+                            "a state dict alone")
+        theirs, where = inspect(source), "the model"
+        state = check_state(source.state_dict(), where)
+    else:
+        if network is None:
+            raise TypeError("a state dict does not say what it belongs to: also give "
+                            f"network={' or '.join(map(repr, NETWORKS))} and its arguments")
+        theirs = Theirs.parse(network, arguments)
+        where = "the state dict" if isinstance(source, Mapping) else repr(str(source))
+        state = read_state(source)
+    ours = mirror(theirs, task)
+    needed = plan(ours)
+    return fill(ours, needed, translate(theirs, ours.graph, needed, state), where)
+
+
+def mirror(theirs: Theirs, task: str | None) -> Config:
+    """The configuration of the same model here."""
+    graph = topology(NETWORKS[theirs.network], DEPTH)
+    if not theirs.deep_supervision:
+        graph = graph.prune(DEPTH)
+    nodes = {name: node_value(theirs, name, list(node.inputs))
+             for name, node in graph.nodes.items()}
+    graph = Graph(nodes, graph.heads, name=graph.name)
+    options = Options("plain", theirs.in_channels, theirs.dims, theirs.features[:-1])
+    body = describe_encoder(options)
+    multiple, smallest = padding(graph, body, theirs.features[:-1], theirs.norm)
+    default = "binary" if theirs.classes == 1 else "multiclass"
+    return Config(
+        graph=graph, decoder_channels=theirs.features[:-1], classes=theirs.classes,
+        task=default if task is None else task, upsample=theirs.upsample, norm=theirs.norm,
+        activation=theirs.activation, bias=theirs.bias and not absorbs_bias(theirs),
+        dropout=theirs.dropout,
+        pad_multiple=multiple, pad_smallest=smallest, preprocessing=body.preprocessing,
+        **vars(options))
+
+
+def node_value(theirs: Theirs, name: str, inputs: list[str]) -> Any:
+    """A node's value: up-sampling halves the channels but in row 0; the last node has its own."""
+    row, column = position(name)
+    below = theirs.features[row + 1]
+    up, own = below // 2 if row else below, theirs.features[row]
+    value: dict[str, Any] = {"inputs": inputs}
+    if row == 0 and column == DEPTH:
+        own = theirs.features[-1]
+        value |= {"channels": own} if own != theirs.features[0] else {}
+    if up != (own if theirs.upsample == "transpose" else below):
+        value["up_channels"] = up
+    return value if len(value) > 1 else inputs
+
+
+def absorbs_bias(theirs: Theirs) -> bool:
+    """Whether the norm subtracts the bias of the convolution before it again."""
+    return theirs.norm is not None and split_choice(theirs.norm)[0] in ("batch", "instance")
+
+
+def translate(theirs: Theirs, graph: Graph, needed: Mapping[str, Tensor], given: State) -> State:
+    """Their tensors under our names.
+
+    Raises:
+        ValueError: naming a layer that has no place here.
+    """
+    blocks = {block: f"encoder.x{row}_0"
+              for row, block in enumerate(encoder_blocks(theirs.network))}
+    modules: dict[str, str | None] = {}
+    for name in graph.nodes:
+        row, column = position(name)
+        block = decoder_block(theirs.network, row, column)
+        blocks[f"{block}.convs"] = f"decoder.{name}.block"
+        edge = f"decoder.{name}.edges.x{row + 1}_{column - 1}"
+        modules |= {f"{block}.upsample.deconv": f"{edge}.up",
+                    f"{block}.upsample.preconv": f"{edge}.project"}
+    for block, own in blocks.items():
+        for index in (0, 1):
+            modules |= {f"{block}.conv_{index}.conv": f"{own}.conv{index + 1}",
+                        f"{block}.conv_{index}.adn.N": f"{own}.norm{index + 1}",
+                        f"{block}.conv_{index}.adn.A": f"{own}.act{index + 1}"}
+    modules |= {head: f"decoder.head_{node}" if node in graph.heads else None
+                for head, node in heads(theirs.network).items()}
+    names, left = pair(modules, needed, given)
+    biases = {f"{own}.bias": f"{conv}.bias" for conv, own in modules.items()
+              if own and f"{conv}.bias" in left} if absorbs_bias(theirs) else {}
+    refuse_leftovers(left - set(biases.values()), "MONAI")
+    state = {own: given[name] for own, name in names.items()}
+    for own, name in biases.items():
+        mean = own.replace(".conv", ".norm").replace("bias", "running_mean")
+        if mean in state:  # a norm of y + b with the mean m is that of y with the mean m - b
+            state[mean] = state[mean] - given[name]
+    plain = [*([] if theirs.affine else ["norm"]), *([] if theirs.bias else ["conv"])]
+    return state | untrained(plain, needed, state)

@@ -1,0 +1,157 @@
+"""The arguments of MONAI's networks, checked one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nestedseg.convert.weights import refuse
+from nestedseg.errors import choose, nearest, show, whole, wholes
+from nestedseg.graph import MAX_CHANNELS
+from nestedseg.layers import Choice
+
+NETWORKS = {"BasicUNet": "unet", "BasicUNetPlusPlus": "unetpp"}
+DEFAULTS = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2,
+            "features": (32, 32, 64, 128, 256, 32), "deep_supervision": False,
+            "act": ("LeakyReLU", {"negative_slope": 0.1, "inplace": True}),
+            "norm": ("instance", {"affine": True}), "bias": True, "dropout": 0.0,
+            "upsample": "deconv"}
+UPSAMPLINGS = {"deconv": "transpose", "nontrainable": "bilinear_corners"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of activation or norm.
+
+    Args:
+        name: ours.
+        layers: the classes of its layers.
+        kept: our name of each of its options, and its default there.
+        fixed: options that have no counterpart, with the value that they must have.
+        affine: whether a norm has weights by default.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    kept: dict[str, tuple[str, Any]] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
+    affine: bool | None = None
+
+
+EPS = {"eps": ("eps", 1e-5)}
+ACTIVATIONS = {
+    "relu": Kind("relu", ("ReLU",)),
+    "leakyrelu": Kind("leaky_relu", ("LeakyReLU",), {"negative_slope": ("negative_slope", 0.01)}),
+    "elu": Kind("elu", ("ELU",), {"alpha": ("alpha", 1.0)}),
+    "prelu": Kind("prelu", ("PReLU",), fixed={"num_parameters": 1}),
+    "gelu": Kind("gelu", ("GELU",), fixed={"approximate": "none"}),
+    "swish": Kind("silu", ("Swish",), fixed={"alpha": 1.0}),
+    "memswish": Kind("silu", ("MemoryEfficientSwish",)),
+    "mish": Kind("mish", ("Mish",)),
+}
+NORMS = {
+    "batch": Kind("batch", ("BatchNorm2d", "BatchNorm3d"),
+                  EPS | {"momentum": ("momentum", 0.1)}, {"track_running_stats": True}, True),
+    "instance": Kind("instance", ("InstanceNorm2d", "InstanceNorm3d"), EPS,
+                     {"track_running_stats": False}, False),
+    "group": Kind("group", ("GroupNorm",), EPS | {"num_groups": ("groups", None)}, affine=True),
+}
+# Of no effect on a trained model, or seen to elsewhere: a norm without weights gets ones.
+FREE = ("inplace", "affine", "init", "momentum")
+
+
+@dataclass(frozen=True)
+class Theirs:
+    """A network's arguments, as `nestedseg.create` takes them where it has the like.
+
+    Args:
+        affine: whether the norms have weights.
+    """
+
+    network: str
+    dims: int
+    in_channels: int
+    classes: int
+    features: tuple[int, ...]
+    deep_supervision: bool
+    activation: Choice
+    norm: Choice | None
+    affine: bool
+    bias: bool
+    dropout: float
+    upsample: str
+
+    @classmethod
+    def parse(cls, network: str, arguments: Mapping[str, Any]) -> Theirs:
+        """The checked arguments, and MONAI's defaults of the others.
+
+        Raises:
+            ValueError: an argument that has no counterpart, or is out of bounds.
+            TypeError: one of the wrong type.
+        """
+        choose("network", network, NETWORKS)
+        for key in arguments:
+            if key not in DEFAULTS or (key == "deep_supervision" and network == "BasicUNet"):
+                raise TypeError(f"{network} has no argument {show(key)}; {nearest(key, DEFAULTS)}")
+        given = DEFAULTS | dict(arguments)
+        features = wholes("features", given["features"], 1, MAX_CHANNELS, most=6)
+        if len(features) != 6:
+            raise ValueError(f"features must be 6 numbers, got {features}")
+        for key in ("deep_supervision", "bias"):
+            if type(given[key]) is not bool:
+                raise TypeError(f"{key} must be true or false, got {show(given[key])}")
+        upsample = given["upsample"]
+        if upsample not in UPSAMPLINGS:
+            raise refuse("upcat_*.upsample", f"upsample={show(upsample)}; "
+                         f"{nearest(upsample, UPSAMPLINGS)}")
+        norm = given["norm"] or None
+        return cls(network, whole("spatial_dims", given["spatial_dims"], 2, 3),
+                   whole("in_channels", given["in_channels"], 1, MAX_CHANNELS),
+                   whole("out_channels", given["out_channels"], 1, MAX_CHANNELS), features,
+                   given["deep_supervision"], read_kind("A", given["act"], ACTIVATIONS),
+                   norm and read_kind("N", norm, NORMS), norm is None or has_weights(norm),
+                   given["bias"], read_dropout(given["dropout"] or 0.0), UPSAMPLINGS[upsample])
+
+
+def read_kind(letter: str, value: Any, kinds: Mapping[str, Kind]) -> Choice:
+    """An activation or norm as `nestedseg.create` takes it.
+
+    Args:
+        letter: MONAI's name of its layer, "A" or "N".
+        value: a name, or a name and its options.
+
+    Raises:
+        ValueError: there is none of the kind here, or not with these options.
+    """
+    name, options = split(value)
+    if not isinstance(name, str) or name.lower() not in kinds:
+        raise refuse(f"*.adn.{letter}", f"{show(value)}; {nearest(name, kinds)}")
+    kind = kinds[name.lower()]
+    for key, given in options.items():
+        if key not in (*kind.kept, *kind.fixed, *FREE) or kind.fixed.get(key, given) != given:
+            raise refuse(f"*.adn.{letter}", f"{name!r} with {key}={show(given)}")
+    kept = {own: options.get(key, default) for key, (own, default) in kind.kept.items()}
+    return {"name": kind.name, **kept} if kept else kind.name
+
+
+def split(value: Any) -> tuple[Any, Mapping[str, Any]]:
+    """A name and its options."""
+    pair = isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[1], Mapping)
+    return tuple(value) if pair else (value, {})
+
+
+def has_weights(norm: Any) -> bool:
+    """Whether a norm that `read_kind` takes has weights."""
+    name, options = split(norm)
+    return bool(options.get("affine", NORMS[name.lower()].affine))
+
+
+def read_dropout(value: Any) -> float:
+    """The probability of an element-wise dropout."""
+    name, options = split(value)
+    if name == "dropout":
+        value = options.get("p", 0.5)
+    if type(value) not in (int, float):
+        raise refuse("*.adn.D", f"{show(value)}; only a probability")
+    return float(value)
