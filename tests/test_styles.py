@@ -165,6 +165,18 @@ def test_levels_that_are_modules_are_pruned():
     assert not [*small.encoder.model.layer2.parameters()]
 
 
+def test_levels_that_are_modules_compile_in_one_graph():
+    model = make("unetpp", encoder="test_resnet", encoder_taps=TAPS, decoder_channels=(4, 4, 4))
+    x = torch.randn(2, 3, 64, 64, dtype=torch.double)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x), **CLOSE)
+    with pytest.raises(ValueError, match="use encoder=False"):
+        model.set_grad_checkpointing()
+    model.set_grad_checkpointing(encoder=False)
+
+
 @pytest.mark.parametrize(("taps", "message"), [
     (("layer9",), "no module 'layer9'"), (("layer1", "layer1.0"), "have the strides"),
     (("layer1", 2), "encoder_taps must be a whole number"), (("x" * 300,), "encoder_taps must be"),

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from nestedseg.encoders.description import Description, Options
 from nestedseg.encoders.probe import Probe, probe, probe_named
 from nestedseg.encoders.pyramid import Neck, Tap, choose_taps, named_taps, pattern_of
-from nestedseg.encoders.trial import forward_taps
+from nestedseg.encoders.trial import forward_taps, listen
 from nestedseg.encoders.trim import trim
 from nestedseg.errors import nearest, show
 from nestedseg.layers import Level
@@ -49,6 +49,8 @@ class TimmEncoder(nn.Module):
         self.necks = nn.ModuleList(Neck(tap, self.runs_at is None) for tap in taps)
         self.taps = tuple(tap.index for tap in taps)
         self.levels = levels_of(taps)
+        if isinstance(self.taps[0], str):
+            listen(model, self.taps)
         self.keep(len(taps))
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -64,8 +66,11 @@ class TimmEncoder(nn.Module):
         """timm's own, stage by stage or block by block.
 
         Raises:
-            ValueError: the model has none.
+            ValueError: the model has none, or its levels are modules that were named.
         """
+        if enable and isinstance(self.taps[0], str):
+            raise ValueError(f"gradient checkpointing would compute the modules {self.taps} of "
+                             f"timm's {self.key[0]!r} out of turn; use encoder=False")
         try:
             self.model.set_grad_checkpointing(enable)
         except (AssertionError, AttributeError) as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,8 @@ class Trial:
         with torch.no_grad(), torch.device(self.device):
             x = torch.zeros(1, self.in_channels, *size)
             if taps:
+                model = copy.deepcopy(model)
+                listen(model, taps)
                 check_unchanged(model, x, taps)
             features = forward_taps(model, x, taps)
         return Maps(size, tuple(tuple(feature.shape[1:]) for feature in features))
@@ -125,19 +128,31 @@ def forward_taps(model: nn.Module, x: Tensor,
                                        intermediates_only=True)
 
 
-def forward_named(model: nn.Module, x: Tensor, names: Sequence[str],
-                  read: Callable[[Tensor], Any] = lambda output: output) -> list[Any]:
-    """What the modules of these names give, or what is read of it there and then."""
-    given: dict[str, Any] = {}
-    hooks = [model.get_submodule(name).register_forward_hook(
-        lambda module, args, output, name=name: given.__setitem__(name, read(output)))
-        for name in names]
-    try:
-        model.forward_features(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [given[name] for name in names]
+class Listener:
+    """A forward hook that holds what its module gave, until it is taken."""
+
+    output: Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.output = output
+
+    def take(self) -> Tensor:
+        output, self.output = self.output, None
+        return output
+
+
+def listen(model: nn.Module, names: Sequence[str]) -> None:
+    """Puts a listener on the modules of these names. Copies of the model have their own."""
+    for name in names:
+        model.get_submodule(name).register_forward_hook(Listener())
+
+
+def forward_named(model: nn.Module, x: Tensor, names: Sequence[str]) -> list[Tensor]:
+    """What the modules of these names give, to which `listen` has listened."""
+    model.forward_features(x)
+    return [hook.take() for name in names
+            for hook in model.get_submodule(name)._forward_hooks.values()
+            if isinstance(hook, Listener)]
 
 
 def check_unchanged(model: nn.Module, x: Tensor, names: Sequence[str]) -> None:
@@ -146,9 +161,15 @@ def check_unchanged(model: nn.Module, x: Tensor, names: Sequence[str]) -> None:
     Raises:
         Unfit: naming the first.
     """
-    for name, (output, version) in zip(names, forward_named(
-            model, x, names, read=lambda output: (output, output._version))):
-        if output._version != version:
+    versions: dict[str, int] = {}
+    hooks = [model.get_submodule(name).register_forward_hook(
+        lambda module, args, output, name=name: versions.__setitem__(name, output._version))
+        for name in names]
+    outputs = forward_named(model, x, names)
+    for hook in hooks:
+        hook.remove()
+    for name, output in zip(names, outputs):
+        if output._version != versions[name]:
             raise Unfit(f"a later layer changes what {name!r} gives in place")
 
 
