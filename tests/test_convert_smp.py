@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import segmentation_models_pytorch as smp
 import torch
+from hub_server import HubServer, use_server
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -227,17 +228,14 @@ def test_a_saved_folder_is_read(saved):
         assert_same(ours, peer, images(peer))
 
 
-def test_a_repository_is_read(saved, monkeypatch):
+def test_a_repository_is_read(saved, monkeypatch, tmp_path):
     folder, peer = saved
-    asked = []
-    monkeypatch.setattr("nestedseg.convert.smp.hf_hub_download",
-                        lambda repo, file, **options: asked.append((repo, file, options))
-                        or folder / file)
-    assert_same(from_smp("someone/nuclei", revision="v1", token="secret"), peer, images(peer))
-    assert [call[:2] for call in asked] == [("someone/nuclei", "config.json"),
-                                            ("someone/nuclei", "model.safetensors")]
-    assert all(options["revision"] == "v1" and options["token"] == "secret"
-               for *_, options in asked)
+    names = ("config.json", "model.safetensors")
+    with HubServer() as server, use_server(monkeypatch, server, tmp_path):
+        sha = server.put("someone/nuclei", {name: (folder / name).read_bytes() for name in names})
+        assert_same(from_smp("someone/nuclei", revision=sha), peer, images(peer))
+        assert_same(nestedseg.from_pretrained("someone/nuclei"), peer, images(peer))
+        assert server.downloads() == [*names]
 
 
 def test_neither_library_is_imported(saved):
@@ -266,7 +264,7 @@ def test_a_pickle_that_would_run_code_is_refused(saved, tmp_path):
 
 @pytest.mark.parametrize("source", ["nowhere", "no/such/folder", "a/b/c"])
 def test_what_is_no_model_says_so(source):
-    with pytest.raises(FileNotFoundError, match="no file or folder"):
+    with pytest.raises(FileNotFoundError, match="neither a folder nor the id of a repo"):
         from_smp(source)
 
 
