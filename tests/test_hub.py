@@ -189,7 +189,7 @@ def test_nothing_deeper_is_allocated(pushed):
             return out
 
     for encoder in ("plain", "test_efficientnet"):
-        model = make("unetpp", encoder, encoder_channels=(4, 8, 64, 512))
+        model = make("unetpp", encoder, encoder_channels=(4, 8, 32, 128))
         model.push_to_hub(REPO)
         load(1)
         made = {}
