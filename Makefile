@@ -3,7 +3,7 @@
 #   make demo                          train on pictures that the package makes, for two minutes
 #   make demo IMAGES=DIR LABELS=DIR    the same on your own
 #   make test                          the whole suite
-#   make test-slow                     the long sweeps that `make test` leaves out
+#   make test-slow                     the long sweeps that `make test` leaves out, and the Hub's clients
 #   make docs                          the documentation, in site/
 #   make clean                         remove what the above made
 
@@ -26,6 +26,7 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+	tests/hub_versions.sh $(BIN)/python
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict

@@ -1,20 +1,20 @@
-"""Time nestedseg against its peers: python benchmarks/speed.py [--only PATTERN]
+"""Time nestedseg against its peers: python benchmarks/speed.py [--device cuda] [--only PATTERN]
 
 The same weights and images for each, outputs compared, runs interleaved in one process, medians.
-Each row replaces its predecessor in benchmarks/results/speed.json; benchmarks/tables.py then puts
-them into docs/performance.md. Nothing else should run meanwhile.
+Each row replaces its predecessor in benchmarks/results/speed.json (speed_cuda.json);
+benchmarks/tables.py then puts them into docs/performance.md. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import fnmatch
+import gc
 import json
 import statistics
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,86 +22,116 @@ import torch
 from machine import describe_machine
 from memory import held_bytes, peak_bytes
 from peers import monai_pair, smp_pair
+from timing import compiled, in_channels_last, largest_error, last, macs, seconds_of, timed
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import nestedseg
-from nestedseg.meta import meta_copy
 
-RESULTS = Path(__file__).parent / "results" / "speed.json"
-LAST = torch.channels_last
+RESULTS = Path(__file__).parent / "results"
+ENCODERS = ("resnet34", "resnet152", "vgg19", "densenet201", "convnext_tiny")
 SIZE = 256  # pixels
-Variants = dict[str, Callable[[], Any]]
+VOLUME = 64  # voxels along each axis
+CUDA_SIZE, CUDA_BATCH = 512, 16
 Row = dict[str, Any]
+Measure = Callable[[], Row]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=ROWS, default="cpu", help="default: %(default)s")
     parser.add_argument("--only", default="*", help="rows whose name matches (default: all)")
-    parser.add_argument("--rounds", type=int, default=15, help="timed runs of each (default: 15)")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--missing", action="store_true", help="only rows that have no result yet")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    results = json.loads(args.out.read_text()) if args.out.exists() else {"benchmark": "speed"}
-    rows = results.setdefault("rows", {})
-    names = fnmatch.filter(ROWS, args.only)
+    out = RESULTS / ("speed.json" if args.device == "cpu" else "speed_cuda.json")
+    results = json.loads(out.read_text()) if out.exists() else {"benchmark": "speed", "rows": {}}
+    rows, measures = results["rows"], ROWS[args.device]
+    names = [name for name in fnmatch.filter(measures, args.only)
+             if not (args.missing and name in rows)]
     for name in tqdm(names, unit="row"):
         torch.manual_seed(0)
         torch._dynamo.reset()
-        rows[name] = ROWS[name](args.rounds) | {"machine": describe_machine()}
-        results["rows"] = {key: rows[key] for key in ROWS if key in rows}
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+        gc.collect()
+        rows[name] = measures[name]() | {"machine": describe_machine()}
+        results["rows"] = {key: rows[key] for key in measures if key in rows}
+        out.write_text(json.dumps(results, indent=1) + "\n")
         print(name, json.dumps({k: v for k, v in rows[name].items() if k != "machine"}))
 
 
-# -- measuring ------------------------------------------------------------------------------------
+# -- a peer's module and ours ----------------------------------------------------------------------
 
 
-def timed(variants: Variants, rounds: int, warm: int = 2) -> dict[str, float]:
-    """Median milliseconds of each, the runs of all interleaved."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for index in range(rounds + warm):
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            if index >= warm:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: round(statistics.median(values), 2) for name, values in times.items()}
+@torch.no_grad()
+def inference(name: str, peer: nn.Module, ours: nn.Module, fused: nn.Module, inputs: Any,
+              dims: int = 2, compiling: bool = True, memory: bool = True) -> Row:
+    """Every setting of both. Fused weights are in channels_last for images."""
+    peer_last, inputs_last = in_channels_last(peer, dims), last(inputs)
+    own = inputs_last if dims == 2 else inputs
+    runs = {name: lambda: peer(inputs), f"{name} channels_last": lambda: peer_last(inputs_last),
+            "ours": lambda: ours(inputs), "ours fused": lambda: fused(own)}
+    for label, module, given in ((name, peer, inputs),
+                                 (f"{name} channels_last", peer_last, inputs_last),
+                                 ("ours fused", fused, own)) if compiling else ():
+        run = compiled(module, freezing=True)
+        runs[f"{label} compiled"] = lambda run=run, given=given: run(given)
+    row = {"milliseconds": timed(runs), "error": largest_error(runs, name),
+           "gmacs": {name: macs(peer, inputs), "ours": macs(ours, inputs)}}
+    if memory:
+        known = inputs if isinstance(inputs, list) else [inputs]
+        known += inputs_last if isinstance(inputs_last, list) else [inputs_last]
+        row["peak_megabytes"] = {
+            label: megabytes(peak_bytes(runs[label], [*known, *tensors(module)]))
+            for label, module in ((name, peer), ("ours", ours), ("ours fused", fused))}
+    return row
 
 
-def largest_error(variants: Variants, reference: str) -> dict[str, float]:
-    """Of each output to that of the reference, relative to its largest value."""
-    exact = variants[reference]()
-    return {name: float(f"{(run() - exact).abs().max() / exact.abs().max():.1e}")
-            for name, run in variants.items() if name != reference}
+def training(name: str, peer: nn.Module, ours: nn.Module, inputs: Any, dims: int = 2) -> Row:
+    """Forward and backward, to the features too, as for an encoder that is trained."""
+    peer.train()
+    ours.train()
+    peer_last, ours_last = in_channels_last(peer, dims), in_channels_last(ours, dims)
+    inputs_last = last(inputs)
+    runs = {name: step(peer, inputs), f"{name} channels_last": step(peer_last, inputs_last),
+            "ours": step(ours, inputs), "ours channels_last": step(ours_last, inputs_last),
+            f"{name} compiled": step(compiled(peer), inputs),
+            f"{name} channels_last compiled": step(compiled(peer_last), inputs_last),
+            "ours compiled": step(compiled(ours), inputs)}
+    return {"milliseconds": timed(runs),
+            "held_megabytes": {label: held(module, inputs)
+                               for label, module in ((name, peer), ("ours", ours))}}
 
 
-def macs(module: nn.Module, *inputs: Any) -> float:
-    """Multiply-accumulates in G, of the convolutions that run."""
-    on_meta = [[x.to("meta") for x in value] if isinstance(value, list) else
-               value.to("meta") if isinstance(value, Tensor) else value for value in inputs]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        meta_copy(module)(*on_meta)
-    return round(counter.get_total_flops() / 2e9, 3)
+def step(module: Callable[..., Any], inputs: Any) -> Callable[[], None]:
+    def run() -> None:
+        outputs = module(leaves(inputs))
+        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        sum(output.square().mean() for output in outputs).backward()
+    return run
 
 
-def in_channels_last(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).to(memory_format=LAST)
+def leaves(inputs: Any) -> Any:
+    """Features that need gradients; an image does not."""
+    return [x.detach().requires_grad_() for x in inputs] if isinstance(inputs, list) else inputs
 
 
-def compiled(module: nn.Module, **options: Any) -> Callable[..., Any]:
-    return torch.compile(copy.deepcopy(module), options=options or None)
+def held(module: nn.Module, inputs: Any) -> float:
+    """Megabytes that a forward pass in training leaves alive, its inputs not counted."""
+    given = leaves(inputs)
+    known = given if isinstance(given, list) else [given]
+    return megabytes(held_bytes(lambda: module(given), [*known, *tensors(module)]))
 
 
-# -- against segmentation_models.pytorch ----------------------------------------------------------
+def tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
-def features_of(peer: nn.Module, batch: int) -> list[Tensor]:
-    """What the encoder gives for images of noise, the image itself first, as SMP has it."""
-    with torch.no_grad():
-        return list(peer.encoder(torch.randn(batch, 3, SIZE, SIZE)))
+def megabytes(count: int) -> float:
+    return round(count / 1e6, 1)
+
+
+# -- the pairs ------------------------------------------------------------------------------------
 
 
 class Decode(nn.Module):
@@ -109,195 +139,197 @@ class Decode(nn.Module):
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
-        self.decoder = decoder
-        head = f"head_{decoder.graph.heads[0]}"
-        decoder.add_module(head, nn.Identity())  # SMP's is no part of its decoder
-        self.depths = decoder.graph.depths
+        self.decoder, self.depths = decoder, decoder.graph.depths
+        decoder.add_module(f"head_{decoder.graph.heads[0]}", nn.Identity())  # SMP's is apart
 
     def forward(self, features: list[Tensor]) -> Tensor:
         return self.decoder(features[1:], self.depths)[0]
 
 
 def decoders(encoder: str, batch: int) -> tuple[nn.Module, nn.Module, nn.Module, list[Tensor]]:
-    """SMP's, ours, ours fused, and features."""
+    """SMP's, ours, ours fused, and the encoder's features of noise."""
     peer, ours = smp_pair(encoder)
-    fused = ours.fuse(memory_format=LAST)
-    return (peer.decoder, Decode(ours.decoder), Decode(fused.decoder), features_of(peer, batch))
+    fused = ours.fuse(memory_format=torch.channels_last)
+    with torch.no_grad():
+        features = list(peer.encoder(torch.randn(batch, 3, SIZE, SIZE)))
+    return peer.decoder, Decode(ours.decoder), Decode(fused.decoder), features
 
 
-def decoder_inference(encoder: str, batch: int) -> Callable[[int], Row]:
-    @torch.no_grad()
-    def measure(rounds: int) -> Row:
-        peer, ours, fused, features = decoders(encoder, batch)
-        last = [x.contiguous(memory_format=LAST) for x in features]
-        peer_last = in_channels_last(peer)
-        runs = {
-            "SMP": lambda: peer(features), "SMP channels_last": lambda: peer_last(last),
-            "ours": lambda: ours(features), "ours fused": lambda: fused(last),
-        }
-        for name, module, x in (("SMP compiled", peer, features),
-                                ("SMP channels_last compiled", peer_last, last),
-                                ("ours fused compiled", fused, last)):
-            run = compiled(module, freezing=True)
-            runs[name] = lambda run=run, x=x: run(x)
-        return {"milliseconds": timed(runs, rounds), "error": largest_error(runs, "SMP"),
-                "gmacs": {"SMP": macs(peer, features), "ours": macs(ours, features)},
-                "peak_megabytes": {name: round(peak_bytes(runs[name], [
-                    *features, *last, *module.parameters(), *module.buffers()]) / 1e6, 1)
-                    for name, module in (("SMP", peer), ("ours", ours), ("ours fused", fused))}}
-    return measure
+def decoder_inference(encoder: str, batch: int) -> Measure:
+    return lambda: inference("SMP", *decoders(encoder, batch))
 
 
-def whole_inference(encoder: str, batch: int) -> Callable[[int], Row]:
-    @torch.no_grad()
-    def measure(rounds: int) -> Row:
-        peer, ours = smp_pair(encoder)
-        fused = ours.fuse(memory_format=LAST)
-        peer_last = in_channels_last(peer)
-        x = torch.randn(batch, 3, SIZE, SIZE)
-        last = x.contiguous(memory_format=LAST)
-        runs = {
-            "SMP": lambda: peer(x), "SMP channels_last": lambda: peer_last(last),
-            "ours": lambda: ours(x), "ours fused": lambda: fused(last),
-        }
-        for name, module in (("SMP compiled", peer), ("SMP channels_last compiled", peer_last),
-                             ("ours fused compiled", fused)):
-            run, images = compiled(module, freezing=True), x if name == "SMP compiled" else last
-            runs[name] = lambda run=run, images=images: run(images)
-        return {"milliseconds": timed(runs, rounds), "error": largest_error(runs, "SMP"),
-                "gmacs": {"SMP": macs(peer, x), "ours": macs(ours, x)}}
-    return measure
-
-
-def decoder_training(encoder: str, batch: int) -> Callable[[int], Row]:
-    def measure(rounds: int) -> Row:
+def decoder_training(encoder: str, batch: int) -> Measure:
+    def measure() -> Row:
         peer, ours, _, features = decoders(encoder, batch)
-        peer.train()
-        ours.train()
-        last = [x.contiguous(memory_format=LAST) for x in features]
-        peer_last, ours_last = in_channels_last(peer), in_channels_last(ours)
-        runs = {
-            "SMP": step(peer, features), "SMP channels_last": step(peer_last, last),
-            "ours": step(ours, features), "ours channels_last": step(ours_last, last),
-            "SMP compiled": step(compiled(peer), features),
-            "SMP channels_last compiled": step(compiled(peer_last), last),
-            "ours channels_last compiled": step(compiled(ours_last), last),
-        }
-        return {"milliseconds": timed(runs, rounds),
-                "held_megabytes": {name: held(module, features)
-                                   for name, module in (("SMP", peer), ("ours", ours))}}
+        return training("SMP", peer, ours, features)
     return measure
 
 
-def step(module: Callable[..., Tensor], features: Sequence[Tensor]) -> Callable[[], None]:
-    """Forward and backward to the features, as for an encoder that is trained too."""
-    def run() -> None:
-        inputs = [x.detach().requires_grad_() for x in features]
-        module(inputs).square().mean().backward()
-    return run
+def whole_inference(architecture: str, encoder: str, batch: int) -> Measure:
+    """Compiled too at batch 1 alone, where that takes less than minutes."""
+    def measure() -> Row:
+        peer, ours = smp_pair(encoder, architecture)
+        x = torch.randn(batch, 3, SIZE, SIZE)
+        return inference("SMP", peer, ours, ours.fuse(memory_format=torch.channels_last), x,
+                         compiling=batch == 1, memory=False)
+    return measure
 
 
-def held(module: nn.Module, features: Sequence[Tensor]) -> float:
-    """Megabytes that a forward pass in training leaves alive, the features not counted."""
-    inputs = [x.detach().requires_grad_() for x in features]
-    known = [*inputs, *module.parameters(), *module.buffers()]
-    return round(held_bytes(lambda: module(inputs), known) / 1e6, 1)
+def whole_training(encoder: str, batch: int) -> Measure:
+    return lambda: training("SMP", *smp_pair(encoder), torch.randn(batch, 3, SIZE, SIZE))
 
 
-# -- against MONAI --------------------------------------------------------------------------------
+def monai_inputs(dims: int) -> Tensor:
+    return torch.randn(1, 1, *[SIZE if dims == 2 else VOLUME] * dims)
 
 
-@torch.no_grad()
-def volume_inference(rounds: int) -> Row:
-    peer, ours = monai_pair()
-    fused = ours.fuse()
-    fused_last = ours.fuse(memory_format=torch.channels_last_3d)
-    peer_last = copy.deepcopy(peer).to(memory_format=torch.channels_last_3d)
-    x = torch.randn(1, 1, 64, 64, 64)
-    last = x.contiguous(memory_format=torch.channels_last_3d)
-    runs = {"MONAI": lambda: peer(x)[0], "MONAI channels_last": lambda: peer_last(last)[0],
-            "ours": lambda: ours(x), "ours fused": lambda: fused(x),
-            "ours fused channels_last": lambda: fused_last(last)}
-    for name, module, images in (("MONAI compiled", peer, x), ("ours fused compiled", fused, x)):
-        run = compiled(module, freezing=True)
-        runs[name] = lambda run=run, images=images: (
-            out[0] if isinstance(out := run(images), list) else out)
-    return {"milliseconds": timed(runs, rounds), "error": largest_error(runs, "MONAI"),
-            "gmacs": {"MONAI": macs(peer, x), "ours": macs(ours, x),
-                      "ours fused": macs(fused, x)},
-            "peak_megabytes": {name: round(peak_bytes(runs[name], [
-                x, *module.parameters(), *module.buffers()]) / 1e6, 1)
-                for name, module in (("MONAI", peer), ("ours", ours), ("ours fused", fused))}}
+def monai_inference(dims: int) -> Measure:
+    def measure() -> Row:
+        peer, ours = monai_pair(dims)
+        fused = ours.fuse(memory_format=torch.channels_last) if dims == 2 else ours.fuse()
+        return inference("MONAI", peer, ours, fused, monai_inputs(dims), dims)
+    return measure
 
 
-def volume_training(rounds: int) -> Row:
-    peer, ours = (model.train() for model in monai_pair())
-    peer_last, ours_last = (copy.deepcopy(model).to(memory_format=torch.channels_last_3d)
-                            for model in (peer, ours))
-    x = torch.randn(1, 1, 64, 64, 64)
-    last = x.contiguous(memory_format=torch.channels_last_3d)
-
-    def training(model: nn.Module, images: Tensor) -> Callable[[], None]:
-        def run() -> None:
-            out = model(images)
-            (out[0] if isinstance(out, list) else out).square().mean().backward()
-        return run
-
-    runs = {"MONAI": training(peer, x), "MONAI channels_last": training(peer_last, last),
-            "ours": training(ours, x), "ours channels_last": training(ours_last, last)}
-    return {"milliseconds": timed(runs, rounds), "held_megabytes": {
-        name: round(held_bytes(lambda model=model: model(x), [
-            x, *model.parameters(), *model.buffers()]) / 1e6, 1)
-        for name, model in (("MONAI", peer), ("ours", ours))}}
+def monai_training(dims: int) -> Measure:
+    return lambda: training("MONAI", *monai_pair(dims), monai_inputs(dims), dims)
 
 
 # -- ourselves ------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def pruned(rounds: int) -> Row:
+def pruned() -> Row:
     """Time and MACs of each depth, of a fused UNet++ over the plain encoder."""
     model = nestedseg.create("unetpp", deep_supervision=True).eval()
-    x = torch.randn(1, 3, SIZE, SIZE).contiguous(memory_format=LAST)
-    models = {f"L{depth}": model.prune(depth).fuse(memory_format=LAST) for depth in model.depths}
-    return {"milliseconds": timed({name: lambda m=m: m(x) for name, m in models.items()}, rounds),
+    x = last(torch.randn(1, 3, SIZE, SIZE))
+    models = {f"L{depth}": model.prune(depth).fuse(memory_format=torch.channels_last)
+              for depth in model.depths}
+    return {"milliseconds": timed({name: lambda m=m: m(x) for name, m in models.items()}),
             "gmacs": {name: macs(m, x) for name, m in models.items()}}
 
 
 @torch.no_grad()
-def convolution(rounds: int) -> Row:
+def convolution() -> Row:
     """A large 3x3 convolution, for what share of the device's speed a decoder reaches."""
-    x = torch.randn(4, 256, 64, 64).contiguous(memory_format=LAST)
-    weight = torch.randn(256, 256, 3, 3).contiguous(memory_format=LAST)
-    found = timed({"conv3x3": lambda: F.conv2d(x, weight, padding=1)}, 2 * rounds)
-    return {"milliseconds": found, "gmacs": {"conv3x3": round(4 * 256 ** 2 * 64 ** 2 * 9 / 1e9, 3)}}
+    x, weight = last(torch.randn(4, 256, 64, 64)), last(torch.randn(256, 256, 3, 3))
+    return {"milliseconds": timed({"conv3x3": lambda: F.conv2d(x, weight, padding=1)}),
+            "gmacs": {"conv3x3": round(4 * 256 ** 2 * 64 ** 2 * 9 / 1e9, 3)}}
 
 
 @torch.no_grad()
-def consumers(rounds: int) -> Row:
+def consumers() -> Row:
     """Four readers of one map: a convolution each, or one with their channels stacked."""
-    found: dict[str, float] = {}
+    runs = {}
     for batch in (1, 4):
-        x = torch.randn(batch, 64, 128, 128).contiguous(memory_format=LAST)
-        weights = [torch.randn(64, 64, 3, 3).contiguous(memory_format=LAST) for _ in range(4)]
-        stacked = torch.cat(weights).contiguous(memory_format=LAST)
-        found |= {f"{name}, batch {batch}": value for name, value in timed({
-            "apart": lambda x=x, weights=weights: [F.conv2d(x, w, padding=1) for w in weights],
-            "stacked": lambda x=x, w=stacked: F.conv2d(x, w, padding=1)}, rounds).items()}
-    return {"milliseconds": found}
+        x = last(torch.randn(batch, 64, 128, 128))
+        weights = [last(torch.randn(64, 64, 3, 3)) for _ in range(4)]
+        stacked = last(torch.cat(weights))
+        runs[f"apart, batch {batch}"] = lambda x=x, weights=weights: [
+            F.conv2d(x, w, padding=1) for w in weights]
+        runs[f"stacked, batch {batch}"] = lambda x=x, w=stacked: F.conv2d(x, w, padding=1)
+    return {"milliseconds": timed(runs)}
 
 
-ROWS: dict[str, Callable[[int], Row]] = {
-    "convolution": convolution,
-    **{f"decoder inference, {encoder}, batch {batch}": decoder_inference(encoder, batch)
-       for encoder in ("resnet34", "resnet152") for batch in (1, 4)},
-    **{f"whole model, resnet34, batch {batch}": whole_inference("resnet34", batch)
-       for batch in (1, 4)},
-    "decoder training, resnet34, batch 4": decoder_training("resnet34", 4),
-    "volume inference": volume_inference,
-    "volume training": volume_training,
-    "pruned": pruned,
-    "consumers": consumers,
+STARTS = {
+    "import torch and timm": ("import torch, timm", ""),
+    "import nestedseg": ("import nestedseg", ""),
+    "import segmentation_models_pytorch": ("import segmentation_models_pytorch", ""),
+    "import monai.networks.nets": ("import monai.networks.nets", ""),
+    "nestedseg.create": ("import nestedseg", "nestedseg.create('unetpp', 'resnet34')"),
+    "nestedseg.create, resnet152": ("import nestedseg", "nestedseg.create('unetpp', 'resnet152')"),
+    "smp.UnetPlusPlus": ("import segmentation_models_pytorch as smp",
+                         "smp.UnetPlusPlus('tu-resnet34', encoder_weights=None)"),
+    "smp.UnetPlusPlus, resnet152": ("import segmentation_models_pytorch as smp",
+                                    "smp.UnetPlusPlus('tu-resnet152', encoder_weights=None)"),
+}
+
+
+def starts() -> Row:
+    """Of programs of their own: what an import takes, and the first model after it."""
+    clock = "import time; start = time.perf_counter()"
+    found: dict[str, list[float]] = {name: [] for name in STARTS}
+    for _ in range(5):
+        for name, (imports, create) in STARTS.items():
+            lines = (imports, clock, create) if create else (clock, imports)
+            code = "; ".join((*lines, "print(time.perf_counter() - start)"))
+            found[name].append(1e3 * seconds_of(code))
+    return {"milliseconds": {name: round(statistics.median(v), 1) for name, v in found.items()}}
+
+
+# -- on CUDA --------------------------------------------------------------------------------------
+
+
+def on_cuda(architecture: str, encoder: str, train: bool) -> Measure:
+    """Whole models in bfloat16 autocast and channels_last, compiled or not; peak memory of each."""
+    def measure() -> Row:
+        peer, ours = (in_channels_last(model).cuda() for model in smp_pair(encoder, architecture))
+        x = last(torch.randn(CUDA_BATCH, 3, CUDA_SIZE, CUDA_SIZE, device="cuda"))
+        modules = {"SMP": peer, "ours": ours}
+        if not train:
+            modules["ours fused"] = ours.fuse(memory_format=torch.channels_last)
+        modules |= {f"{name} compiled": torch.compile(module) for name, module in modules.items()}
+        runs = {name: autocast(module, x, train) for name, module in modules.items()}
+        row: Row = {"milliseconds": timed(runs), "peak_megabytes": {
+            name: cuda_peak(run) for name, run in runs.items()}}
+        return row if train else row | {"error": largest_error(runs, "SMP"),
+                                        "gmacs": {"SMP": macs(peer, x), "ours": macs(ours, x)}}
+    return measure
+
+
+def autocast(module: Callable[..., Any], x: Tensor, train: bool) -> Callable[[], Any]:
+    def run() -> Any:
+        with torch.autocast("cuda", torch.bfloat16), nullcontext() if train else torch.no_grad():
+            output = module(x)
+        if train:
+            output.float().square().mean().backward()
+        return output
+    if train:
+        getattr(module, "_orig_mod", module).train()
+    return run
+
+
+def cuda_peak(run: Callable[[], Any]) -> float:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return megabytes(torch.cuda.max_memory_allocated() - before)
+
+
+@torch.no_grad()
+def cuda_convolution() -> Row:
+    x = last(torch.randn(16, 256, 128, 128, device="cuda", dtype=torch.bfloat16))
+    weight = last(torch.randn(256, 256, 3, 3, device="cuda", dtype=torch.bfloat16))
+    return {"milliseconds": timed({"conv3x3": lambda: F.conv2d(x, weight, padding=1)}),
+            "gmacs": {"conv3x3": round(16 * 256 ** 2 * 128 ** 2 * 9 / 1e9, 3)}}
+
+
+ROWS: dict[str, dict[str, Measure]] = {
+    "cpu": {
+        "convolution": convolution,
+        **{f"decoder inference, {encoder}, batch {batch}": decoder_inference(encoder, batch)
+           for encoder in ("resnet34", "resnet152") for batch in (1, 4)},
+        "decoder training, resnet34, batch 4": decoder_training("resnet34", 4),
+        "volume inference": monai_inference(3),
+        "volume training": monai_training(3),
+        "image inference, MONAI's UNet++": monai_inference(2),
+        "image training, MONAI's UNet++": monai_training(2),
+        "pruned": pruned,
+        "starts": starts,
+        "consumers": consumers,
+        **{f"whole model, {encoder}, batch {batch}": whole_inference("UnetPlusPlus", encoder, batch)
+           for batch in (1, 8) for encoder in ENCODERS},
+        **{f"whole U-Net, {encoder}, batch 1": whole_inference("Unet", encoder, 1)
+           for encoder in ENCODERS},
+        "whole model training, resnet34, batch 4": whole_training("resnet34", 4),
+    },
+    "cuda": {
+        "convolution": cuda_convolution,
+        **{f"{architecture}, {encoder}, {'training' if train else 'inference'}":
+           on_cuda(architecture, encoder, train) for architecture in ("UnetPlusPlus", "Unet")
+           for encoder in ENCODERS for train in (False, True)},
+    },
 }
 
 

@@ -8,12 +8,14 @@ from nestedseg.hub import from_pretrained
 from nestedseg.lowering import execution
 from nestedseg.model import SegmentationModel, choose_depth, create
 from nestedseg.preprocess import preprocess
+from nestedseg.remote import HubError
 from nestedseg.topologies import list_topologies, register_topology, topology
 from nestedseg.version import __version__
 
 __all__ = [
     "Graph",
     "GraphError",
+    "HubError",
     "SegmentationModel",
     "__version__",
     "choose_depth",

@@ -1,11 +1,12 @@
-"""The command line: ``nestedseg train | predict | prune | summary | draw | list | demo``."""
+"""The command line: ``nestedseg train``, ``predict``, ``publish`` and so on."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,16 +16,31 @@ import numpy as np
 import torch
 
 import nestedseg
-from nestedseg.data import LabelledImages, find_pairs, list_images, read_image, split_pairs
+from nestedseg.data import (
+    LabelledImages,
+    find_pairs,
+    list_images,
+    new_mask,
+    open_volume,
+    read_image,
+    spatial_axes,
+    split_pairs,
+)
+from nestedseg.data.files import split_name
 from nestedseg.encoders import Options, describe_encoder
 from nestedseg.extras import require
-from nestedseg.inference import OVERLAP, WINDOW, predict_image, to_mask
+from nestedseg.inference import OVERLAP, WINDOW, predict_image, predict_volume, to_mask
 from nestedseg.layers import NORMS, UPSAMPLINGS
 from nestedseg.model import SegmentationModel
 from nestedseg.pictures import paint_classes, to_rgb
-from nestedseg.report import depth_table, write_report
+from nestedseg.publish import open_repo, write_repo
+from nestedseg.remote import is_repo_id
+from nestedseg.report import depth_table, read_report, write_report
+from nestedseg.slices import Case, draw_slices
 from nestedseg.topologies import read
 from nestedseg.training import MODEL, PRECISIONS, Settings, fit
+
+PATCH = {2: [96], 3: [64]}  # one number for all axes
 
 EXAMPLES = """\
 examples:
@@ -33,10 +49,13 @@ examples:
   accelerate launch -m nestedseg train --images ... --labels ... --out run
   nestedseg predict run/model images --out masks --depth 2
   nestedseg prune run/model --depth 2 --out small
+  nestedseg publish run --repo user/name --license mit
+  nestedseg predict user/name images --out masks
   nestedseg summary unetpp --encoder resnet18
   nestedseg draw unetpp --depth 4 --out unetpp.svg
   nestedseg list encoders "convnext*"
 """
+MODEL_HELP = "a folder, like run/model, or the id of a repo on the Hugging Face Hub, user/name"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,38 +83,48 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(args: argparse.Namespace) -> None:
     """Train on pairs of images and labels; write the best model and a report."""
-    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
-    options = _model_options(args, args.topology)  # a wrong name shows before images are read
     pairs = find_pairs(args.images, args.labels)
+    dims = spatial_axes(pair.image for pair in pairs)
+    given = {field.name: getattr(args, field.name) for field in fields(Settings)}
+    settings = Settings(**given | {"patch": _one_or_all(args.patch or PATCH[dims])})
+    options = _model_options(args, args.topology, dims)  # a wrong name shows before images are read
+    if dims == 3:
+        require("scipy", "medical")  # for the report: better missed now than after the training
     if (args.val_images is None) != (args.val_labels is None):
         raise ValueError("give --val-images and --val-labels together, or neither")
     if args.val_images:
         held_out = find_pairs(args.val_images, args.val_labels)
     else:
         pairs, held_out = split_pairs(pairs, args.val_fraction, args.seed)
-    training = LabelledImages(pairs, args.classes, args.binary)
-    validation = LabelledImages(held_out, args.classes, args.binary)
+    training = LabelledImages(pairs, args.classes, args.binary, args.spacing)
+    validation = LabelledImages(held_out, args.classes, args.binary, args.spacing)
     torch.manual_seed(args.seed)
     model = _create_for(args, training, options)
+    if args.push_to_hub:
+        open_repo(args.push_to_hub, **_access(args))  # a wrong token shows now, not after hours
     history = fit(model, training, validation, args.out, settings, args.resume)
     if require("accelerate").PartialState().is_main_process:
         best = nestedseg.from_pretrained(args.out / MODEL).to(_device())
         print(depth_table(write_report(args.out, best, validation, history, asdict(settings))))
         print(f"the best model and its report are in {args.out}")
+        if args.push_to_hub:
+            _push(args, args.push_to_hub, args.out)
 
 
 def predict(args: argparse.Namespace) -> None:
     """Write a mask and an overlay for each image."""
     paths = list_images(args.images) if args.images.is_dir() else [args.images]
     model = nestedseg.from_pretrained(args.model, args.depth).to(_device())
+    dims = spatial_axes(paths)
+    if dims != model.config["dims"]:
+        raise ValueError(f"{paths[0]} has {dims} axes in space, the model takes "
+                         f"{model.config['dims']}")
+    write = {2: _predict_picture, 3: _predict_volume}[dims]
     masks, overlays = args.out / "masks", args.out / "overlays"
     for folder in (masks, overlays):
         folder.mkdir(parents=True, exist_ok=True)
     for path in require("tqdm").tqdm(paths, unit="image", disable=None):
-        image = read_image(path)
-        mask = _mask(args, model, path, image)
-        _write_png(masks / f"{path.stem}.png", 255 * mask if model.task == "binary" else mask)
-        _write_png(overlays / f"{path.stem}.png", paint_classes(to_rgb(image), mask))
+        write(args, model, path, masks, overlays)
     print(f"{len(paths)} masks are in {masks}, overlays in {overlays}")
 
 
@@ -107,14 +136,25 @@ def prune(args: argparse.Namespace) -> None:
           f"is in {args.out}")
 
 
+def publish(args: argparse.Namespace) -> None:
+    """Push the model of a training run, with a card, to the Hugging Face Hub."""
+    if args.dry_run is None:
+        _push(args, args.repo, args.run_folder)
+    else:
+        model = nestedseg.from_pretrained(args.run_folder / MODEL)
+        write_repo(model, args.dry_run, args.repo, **_facts(args, args.run_folder))
+        print(f"what would be pushed to {args.repo} is in {args.dry_run}")
+
+
 def summary(args: argparse.Namespace) -> None:
     """Print what each depth costs."""
-    if Path(args.model).is_dir():
+    is_file = args.model.endswith(".json")
+    if Path(args.model).is_dir() or (is_repo_id(args.model) and not is_file):
         model = nestedseg.from_pretrained(args.model)
     else:
         model = nestedseg.create(args.model, classes=args.classes, in_channels=args.in_channels,
                                  **_model_options(args, args.model))
-    print(model.summary(args.size[0] if args.size and len(args.size) == 1 else args.size))
+    print(model.summary(_one_or_all(args.size)))
 
 
 def draw(args: argparse.Namespace) -> None:
@@ -142,6 +182,23 @@ def demo(args: argparse.Namespace) -> None:
     run_demo(args.out, args.images, args.labels)
 
 
+# -- to the Hub -----------------------------------------------------------------------------------
+
+
+def _push(args: argparse.Namespace, repo: str, run: Path) -> None:
+    model = nestedseg.from_pretrained(run / MODEL)
+    commit = model.push_to_hub(repo, **_access(args), **_facts(args, run))
+    print(f"pushed to {repo}: {commit.commit_url}")
+
+
+def _access(args: argparse.Namespace) -> dict[str, Any]:
+    return {"private": args.private or None, "token": args.token}
+
+
+def _facts(args: argparse.Namespace, run: Path) -> dict[str, Any]:
+    return {**read_report(run), "license": args.license, "dataset": args.dataset}
+
+
 # -- from arguments to models ---------------------------------------------------------------------
 
 
@@ -149,12 +206,44 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _mask(args: argparse.Namespace, model: SegmentationModel, path: Path,
-          image: np.ndarray) -> np.ndarray:
+def _predict_picture(args: argparse.Namespace, model: SegmentationModel, path: Path, masks: Path,
+                     overlays: Path) -> None:
+    image = read_image(path)
+    with _naming(path):
+        scores = predict_image(model, image, _one_or_all(args.window), args.overlap)
+        mask = to_mask(scores, model.task)
+    _write_png(masks / f"{path.stem}.png", 255 * mask if model.task == "binary" else mask)
+    _write_png(overlays / f"{path.stem}.png", paint_classes(to_rgb(image), mask))
+
+
+def _predict_volume(args: argparse.Namespace, model: SegmentationModel, path: Path, masks: Path,
+                    overlays: Path) -> None:
+    volume = open_volume(path)
+    slabs = predict_volume(model, volume, _one_or_all(args.window), args.overlap)
+    progress = require("tqdm").tqdm(total=volume.shape[0], desc=path.name, unit="plane",
+                                    leave=False, disable=None)
+    with _naming(path), progress, new_mask(masks / path.name, volume) as mask:
+        for planes, scores in slabs:
+            mask[planes] = to_mask(scores, model.task)
+            progress.update(planes.stop - planes.start)
+        case = Case(path.name, volume, {"prediction": mask})
+        draw_slices([case], overlays / f"{split_name(path)[0]}.png")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors within it name the file."""
     try:
-        return to_mask(predict_image(model, image, args.window, args.overlap), model.task)
+        yield
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _one_or_all(values: Sequence[int] | None) -> int | tuple[int, ...] | None:
+    """One number for all axes, or one for each."""
+    if values is None:
+        return None
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
@@ -163,28 +252,31 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 
 def _create_for(args: argparse.Namespace, images: LabelledImages,
                 options: dict[str, Any]) -> SegmentationModel:
-    """The model to train. Pretrained encoders keep the colours and statistics they know."""
-    pretrained = args.encoder_weights is not None
+    """The model to train. Pretrained encoders keep the colours and statistics they know, but for
+    volumes, which have none of them."""
+    known = args.encoder_weights is not None and images.dims == 2
     model = nestedseg.create(args.topology, classes=args.classes,
-                             in_channels=3 if pretrained else images.in_channels,
-                             encoder_weights=args.encoder_weights, **options)
-    if not pretrained:
-        model.set_preprocessing(input_range=[0.0, 1.0], mean=images.mean, std=images.std)
+                             in_channels=3 if known else images.in_channels,
+                             encoder_weights=args.encoder_weights,
+                             class_names=args.class_names, **options)
+    if not known:
+        model.set_preprocessing(**images.preprocessing(args.standardise))
     return model
 
 
-def _model_options(args: argparse.Namespace, topology: str) -> dict[str, Any]:
-    return {"encoder": args.encoder, "depth": args.depth, "encoder_channels": args.widths,
-            "decoder_channels": args.decoder_channels, "upsample": args.upsample,
+def _model_options(args: argparse.Namespace, topology: str, dims: int = 2) -> dict[str, Any]:
+    return {"encoder": args.encoder, "dims": dims, "depth": args.depth,
+            "encoder_channels": args.widths, "decoder_channels": args.decoder_channels,
+            "upsample": args.upsample,
             "norm": None if args.norm == "none" else args.norm,
-            "deep_supervision": _supervision(topology, args)}
+            "deep_supervision": _supervision(topology, args, dims)}
 
 
-def _supervision(topology: str, args: argparse.Namespace) -> bool | None:
+def _supervision(topology: str, args: argparse.Namespace, dims: int) -> bool | None:
     """On where a named topology offers several heads; a graph of the user's keeps its own."""
     if args.deep_supervision is not None or topology.endswith(".json"):
         return args.deep_supervision
-    levels = describe_encoder(Options(args.encoder, encoder_channels=args.widths)).levels
+    levels = describe_encoder(Options(args.encoder, dims=dims, encoder_channels=args.widths)).levels
     return len(nestedseg.topology(topology, args.depth or len(levels) - 1).heads) > 1 or None
 
 
@@ -209,6 +301,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(command("train", train))
     _add_predict(command("predict", predict))
     _add_prune(command("prune", prune))
+    _add_publish(command("publish", publish))
     _add_summary(command("summary", summary))
     _add_draw(command("draw", draw))
     _add_list(command("list", list_names))
@@ -217,7 +310,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    data = parser.add_argument_group("data (PNG, JPEG or TIFF, paired by file name)")
+    data = parser.add_argument_group("data (PNG, JPEG or TIFF; or .nii, .nii.gz or .npy, for a 3-D "
+                                     "model; paired by file name)")
     data.add_argument("--images", type=Path, required=True, metavar="DIR")
     data.add_argument("--labels", type=Path, required=True, metavar="DIR")
     data.add_argument("--val-images", type=Path, metavar="DIR",
@@ -229,20 +323,34 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
                       help="1: labels are 0 and 1; more: class indices 0 ... C-1 (default: 1)")
     data.add_argument("--binary", action="store_true",
                       help="every label above 0 is the foreground (instance numbers, 0/255)")
+    data.add_argument("--spacing", type=float, nargs=3, metavar="MM",
+                      help="along D, H, W, that volumes are resampled to (default: their own)")
+    data.add_argument("--standardise", action=argparse.BooleanOptionalAction,
+                      help="each image by its own mean and standard deviation, not by those of "
+                           "all (default: for volumes)")
     model = _add_model_options(parser)
     model.add_argument("--topology", default="unetpp", metavar="NAME|JSON",
                        help="see `nestedseg list topologies` (default: %(default)s)")
+    model.add_argument("--class-names", nargs="+", metavar="NAME", help="kept with the model")
     model.add_argument("--encoder-weights", metavar="imagenet|FILE",
                        help="pretrained weights of a timm encoder (default: random)")
     training = parser.add_argument_group("training")
     default = Settings()
     for name, text in (("epochs", "at most"), ("batch", "patches on each process"),
-                       ("patch", "height and width in pixels"),
                        ("patience", "epochs without a better validation IoU before it stops"),
                        ("seed", "of everything random"),
                        ("workers", "processes that prepare patches")):
         training.add_argument(f"--{name}", type=int, default=getattr(default, name), metavar="N",
                               help=f"{text} (default: %(default)s)")
+    training.add_argument("--patch", type=int, nargs="+", metavar="N",
+                          help="in pixels, one number or one for each axis (default: "
+                               f"{PATCH[2][0]}, in volumes {PATCH[3][0]})")
+    training.add_argument("--foreground", type=float, metavar="F",
+                          help="part of the patches that are centred on the foreground (default: "
+                               "a third in volumes, 0 in pictures)")
+    training.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=default.mirror,
+                          help="mirror and turn patches at random; not where labels tell left from "
+                               "right, or front from back")
     training.add_argument("--lr", type=float, default=default.lr, metavar="RATE",
                           help="Adam's learning rate (default: %(default)s)")
     training.add_argument("--steps", type=int, metavar="N",
@@ -253,6 +361,24 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--out", type=Path, required=True, metavar="RUN",
                           help="folder for the model, checkpoint and report")
     training.add_argument("--resume", action="store_true", help="continue the run in RUN")
+
+
+    hub = _add_hub_options(parser)
+    hub.add_argument("--push-to-hub", metavar="USER/NAME",
+                     help="push the best model at the end, as `nestedseg publish` does")
+
+
+def _add_hub_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("Hugging Face Hub")
+    group.add_argument("--private", action="store_true", help="if the repo has to be made")
+    group.add_argument("--token", metavar="TOKEN",
+                       help="with the right to write (default: $HF_TOKEN, or what `hf auth login` "
+                            "stored)")
+    group.add_argument("--license", metavar="NAME", help="like mit or cc-by-4.0, for the card")
+    group.add_argument("--dataset", metavar="NAME",
+                       help="what it was trained on, for the card; without, no scores are listed "
+                            "among the Hub's results")
+    return group
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -275,26 +401,37 @@ def _add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder, like run/model")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("images", type=Path, metavar="IMAGE_OR_DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
-                        help="gets masks/ (class indices; one class: 0 and 255) and overlays/")
+                        help="gets masks/ (class indices; one class: 0 and 255, in volumes 0 and "
+                             "1, on the grid of the image) and overlays/")
     parser.add_argument("--depth", type=int, metavar="D", help="prune to this depth first")
-    parser.add_argument("--window", type=int, default=WINDOW, metavar="N",
-                        help="larger images go in windows of so many pixels (default: %(default)s)")
+    parser.add_argument("--window", type=int, nargs="+", metavar="N",
+                        help="larger images go in windows of so many pixels, one number or one for "
+                             f"each axis (default: {WINDOW[2]}, in volumes {WINDOW[3]})")
     parser.add_argument("--overlap", type=float, default=OVERLAP, metavar="F",
                         help="of neighbouring windows (default: %(default)s)")
 
 
 def _add_prune(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder, like run/model")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--depth", type=int, required=True, metavar="D", help="depth to keep")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
 
 
+def _add_publish(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder of `nestedseg train`")
+    parser.add_argument("--repo", required=True, metavar="USER/NAME",
+                        help="made where it is not there")
+    parser.add_argument("--dry-run", type=Path, metavar="DIR",
+                        help="write to a folder what would be pushed, and push nothing")
+    _add_hub_options(parser)
+
+
 def _add_summary(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL|TOPOLOGY",
-                        help="folder of a saved model, or a topology's name or .json")
+                        help="a folder or repo of a model, or a topology's name or .json")
     group = _add_model_options(parser)
     group.add_argument("--classes", type=int, default=1, metavar="C", help="default: 1")
     group.add_argument("--in-channels", type=int, default=3, metavar="C", help="default: 3")

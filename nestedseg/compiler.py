@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 
 from nestedseg.errors import nearest, show
 from nestedseg.graph import Graph, GraphError, is_encoder, position
+from nestedseg.kernels import preferred_layout
 from nestedseg.layers import BLOCKS, Level, Node, Style, make_head
-from nestedseg.lowering import preferred_layout
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ type-checked and bounded once, before anything is built from it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -25,11 +26,18 @@ from nestedseg.layers import (
 )
 from nestedseg.lowering import EXECUTIONS
 from nestedseg.targets import TASKS, check_classes
+from nestedseg.version import __version__
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# What makes a config of one version one of the next.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda data: data,  # 2 added fields that need not be there
+}
 MAX_NUMBER = 1e9  # mean, std and range of an image
 MAX_SMALLEST = 4096  # pixels
 MAX_KERNEL = 31  # of a head, in pixels
+MAX_TEXT = 200  # characters of a name or a value that people read
+MAX_FACTS = 1_000
 OUTPUTS = ("deepest", "ensemble")
 
 
@@ -44,6 +52,8 @@ class Config:
         pad_smallest: and to no less than this.
         preprocessing: what `nestedseg.preprocess` applies.
         fused: whether it is the inference-only form that `SegmentationModel.fuse` gives.
+        class_names: one for each channel of the logits.
+        training: what the model was trained on, and its scores; see `check_training`.
 
     Raises:
         ValueError: an unknown name, or a value out of bounds.
@@ -74,6 +84,8 @@ class Config:
     pad_smallest: int = 1
     preprocessing: dict[str, Any] | None = None
     fused: bool = False
+    class_names: tuple[str, ...] | None = None
+    training: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         whole("classes", self.classes, 1, MAX_CHANNELS)
@@ -106,6 +118,11 @@ class Config:
             raise ValueError(f"pad_multiple needs {self.dims} numbers, got {self.pad_multiple}")
         object.__setattr__(self, "preprocessing",
                            check_preprocessing(self.preprocessing, self.in_channels))
+        if self.class_names is not None:
+            object.__setattr__(self, "class_names",
+                               check_class_names(self.class_names, self.classes))
+        if self.training is not None:
+            object.__setattr__(self, "training", check_training(self.training))
 
     @property
     def encoder_options(self) -> Options:
@@ -124,19 +141,15 @@ class Config:
         """As JSON-able values, with the graph in full and its name."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data = {key: list(v) if isinstance(v, tuple) else v for key, v in data.items()}
-        for key in ("preprocessing", "norm", "activation"):
-            data[key] = copy.deepcopy(data[key])
+        data |= {key: copy.deepcopy(data[key])
+                 for key in ("preprocessing", "norm", "activation", "training")}
         return {"schema_version": SCHEMA_VERSION, "topology": self.graph.name,
                 **data, "graph": self.graph.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Config:
         """The checked configuration in an object that `to_dict` wrote."""
-        data = dict(data)
-        version = data.pop("schema_version", None)
-        if type(version) is not int or version != SCHEMA_VERSION:
-            raise ValueError(f"config schema version {show(version)} is unknown to this nestedseg, "
-                             f"which reads version {SCHEMA_VERSION}; a newer nestedseg may read it")
+        data = migrate(data)
         name = data.pop("topology", "graph")
         known = [f.name for f in fields(cls)]
         for key in data:
@@ -164,6 +177,26 @@ def check_choice(kind: str, choice: Any, allowed: Mapping[str, Any]) -> Choice:
     return {"name": name, **options} if options else name
 
 
+def migrate(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of this schema version or an earlier one, brought to this one.
+
+    Raises:
+        ValueError: an unknown version; the message says which nestedseg reads it.
+    """
+    data = dict(data)
+    version, writer = data.pop("schema_version", None), data.pop("nestedseg_version", None)
+    if type(version) is not int or version not in (*MIGRATIONS, SCHEMA_VERSION):
+        known = isinstance(writer, str) and re.fullmatch(r"[0-9]+(\.[0-9a-z]+){1,4}", writer)
+        newer = f'the nestedseg that wrote it: pip install "nestedseg>={writer[:30]}"' if known \
+            else "a newer nestedseg: pip install --upgrade nestedseg"
+        raise ValueError(f"config schema version {show(version)} is unknown to nestedseg "
+                         f"{__version__}, which reads versions {min(MIGRATIONS)} to "
+                         f"{SCHEMA_VERSION}. Install {newer}")
+    for earlier in range(version, SCHEMA_VERSION):
+        data = MIGRATIONS[earlier](data)
+    return data
+
+
 def check_output(output: str | int, graph: Graph) -> None:
     """Refuses an output that is neither "deepest" nor "ensemble" nor a depth with a head."""
     if isinstance(output, str):
@@ -180,16 +213,68 @@ def check_preprocessing(values: Any, channels: int) -> dict[str, Any]:
               "std": lambda v: _numbers(v, channels) and min(v) > 0,
               "input_range": lambda v: _numbers(v, 2) and v[0] < v[1],
               "interpolation": lambda v: isinstance(v, str), "size": _size}
+    optional = {"standardise": lambda v: type(v) is bool,
+                "spacing": lambda v: v is None or (_numbers(v, 3) and min(v) > 0)}
     for key in values:
-        if key not in checks:
-            raise ValueError(f"unknown preprocessing key {show(key)}; {nearest(key, checks)}")
-    for key, fits in checks.items():
+        if key not in checks | optional:
+            raise ValueError(f"unknown preprocessing key {show(key)}; "
+                             f"{nearest(key, checks | optional)}")
+    for key in checks:
         if key not in values:
             raise ValueError(f"preprocessing lacks {key!r}")
-        if not fits(values[key]):
+    for key, fits in (checks | optional).items():
+        if key in values and not fits(values[key]):
             raise ValueError(f"preprocessing {key!r} of a model with {channels} input channels "
                              f"cannot be {show(values[key])}")
     return {key: list(v) if isinstance(v, (list, tuple)) else v for key, v in values.items()}
+
+
+def check_class_names(names: Any, classes: int) -> tuple[str, ...]:
+    """A name for each class."""
+    if not isinstance(names, (list, tuple)) or not all(map(_is_text, names)):
+        raise TypeError(f"class_names must be a list of short texts, got {show(names)}")
+    if len(names) != classes or len(set(names)) != classes:
+        raise ValueError(f"class_names must be {classes} different names, got {show(names)}")
+    return tuple(names)
+
+
+def check_training(facts: Any) -> dict[str, Any]:
+    """Facts about a training: short texts, numbers, and objects of these, two deep at most.
+
+    What `nestedseg.card` shows: ``dataset``, and ``metrics``, by depth and by name.
+    """
+    if not isinstance(facts, Mapping):
+        raise TypeError(f"training must be an object, got {show(facts)}")
+    flat = list(_flatten(facts, 3))
+    if len(flat) > MAX_FACTS:
+        raise ValueError(f"training holds {len(flat)} values; at most {MAX_FACTS} are kept")
+    if not isinstance(facts.get("dataset", ""), str):
+        raise TypeError(f"dataset must be a name, got {show(facts['dataset'])}")
+    metrics = facts.get("metrics", {})
+    if not isinstance(metrics, Mapping) or not all(
+            str(depth).isdecimal() and isinstance(scores, Mapping)
+            and all(type(score) in (int, float) for score in scores.values())
+            for depth, scores in metrics.items()):
+        raise ValueError("metrics must be scores by depth and by name, like {2: {'iou': 0.9}}, "
+                         f"got {show(metrics)}")
+    return copy.deepcopy(dict(facts))
+
+
+def _flatten(facts: Mapping[Any, Any], levels: int) -> Iterator[Any]:
+    """All values, each checked."""
+    for key, value in facts.items():
+        if isinstance(value, Mapping) and levels > 1:
+            yield from _flatten(value, levels - 1)
+        elif not (_is_text(key) and (value is None or isinstance(value, bool) or _is_text(value)
+                  or (type(value) in (int, float) and abs(value) <= MAX_NUMBER))):
+            raise ValueError(f"training cannot hold {show(key)}: {show(value)}; allowed are texts "
+                             f"of at most {MAX_TEXT} characters, numbers, and objects of these")
+        else:
+            yield value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT and value.isprintable()
 
 
 def _numbers(value: Any, count: int) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 LISTED = 12  # names in a message; of longer lists, the nearest few
@@ -68,3 +69,12 @@ def wholes(name: str, values: Any, low: int, high: int, most: int = 32) -> tuple
     if not 1 <= len(values) <= most:
         raise ValueError(f"{name} must be 1 to {most} whole numbers, got {len(values)}")
     return tuple(whole(name, value, low, high) for value in values)
+
+
+@contextmanager
+def blamed(where: str) -> Iterator[None]:
+    """Names the place, say a file, where a value comes from that turns out to be wrong."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error

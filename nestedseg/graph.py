@@ -242,7 +242,7 @@ class Graph:
         name = text.stem if isinstance(text, Path) else name
         try:
             text = text.read_text(encoding="utf-8") if isinstance(text, Path) else text
-            data = json.loads(text, object_pairs_hook=_no_duplicates)
+            data = json.loads(text, object_pairs_hook=no_duplicates)
         except (ValueError, RecursionError) as error:
             raise GraphError(f"topology {name!r} is not valid JSON: {error}") from None
         return cls.from_dict(data, name)
@@ -268,7 +268,8 @@ def _fail(graph: Graph, message: str, node: str | None = None) -> None:
     raise GraphError(f"{where}: {message}")
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: an object whose keys all differ."""
     seen: dict[str, Any] = {}
     for key, value in pairs:
         if key in seen:

@@ -1,78 +1,120 @@
-"""Models from where they were saved."""
+"""Models from where they were saved: a folder, or a repo on the Hugging Face Hub."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from nestedseg import storage
+from nestedseg import shards, storage
 from nestedseg.config import Config
-from nestedseg.errors import show
+from nestedseg.errors import blamed, show
+from nestedseg.meta import fill
 from nestedseg.model import SegmentationModel, build
+from nestedseg.remote import Repo, is_repo_id
 
 
-def from_pretrained(directory: str | Path, depth: int | None = None) -> SegmentationModel:
-    """The model that `SegmentationModel.save_pretrained` wrote, in eval mode.
+def from_pretrained(
+    repo_or_dir: str | Path,
+    depth: int | None = None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> SegmentationModel:
+    """The model that `save_pretrained` or `push_to_hub` wrote, in eval mode.
 
-    Encoder weights are never fetched again, nothing is unpickled, and every tensor must match.
+    Where a folder of that name exists, it is meant; else a string like ``"user/name"`` is a repo
+    on the Hugging Face Hub. Of a model with several heads, one depth is downloaded, read and built
+    without what only deeper ones need.
+
+    Encoder weights are never fetched again, nothing is unpickled, and every tensor must be there,
+    finite and of its shape: a model is whole, or there is an error.
 
     Args:
-        directory: the folder with ``config.json`` and ``model.safetensors``.
+        repo_or_dir: a folder with ``config.json`` and weights, or the id of a repo.
         depth: prune to this depth; default: the whole model.
+        revision: branch, tag or commit of the repo. With a commit's full name, nothing that is
+            in the cache is asked for; otherwise one request finds out which commit is meant.
+        cache_dir: where downloads are kept; default: the Hub client's.
+        token: for a private repo; default: the one that was stored by ``hf auth login``.
+        local_files_only: make no request; what is not in the cache is an error.
+        force_download: replace what is in the cache.
+        device: of the weights.
+        dtype: of the weights; default: that in which they were saved.
 
     Raises:
-        FileNotFoundError: a file is missing.
+        HubError: a file cannot be downloaded, or came damaged (an `OSError`).
+        FileNotFoundError: there is no such folder, or a file is missing.
         ValueError: a file is damaged, or its content is not what it should be.
     """
-    directory = Path(directory)
-    data = storage.read_config(directory)
-    weights = storage.find(directory, storage.WEIGHTS)
-    try:
-        config = Config.from_dict(data)
-        with torch.device("meta"):
-            plan = build(config)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{str(directory / storage.CONFIG)!r}: {error}") from error
-    # Compared before anything is allocated: a stranger's config may ask for any size.
-    check_shapes(storage.own_tensors(plan), storage.read_shapes(weights), str(weights))
-    model = build(config)
-    tensors = storage.read_tensors(weights)
-    model.to(common_dtype(model.state_dict(), tensors, str(weights)))
-    storage.load(model, tensors)
-    return (model if depth is None else model.prune(depth)).eval()
+    source = open_source(repo_or_dir, revision=revision, cache_dir=cache_dir, token=token,
+                         local_files_only=local_files_only, force_download=force_download)
+    with blamed(source.where(storage.CONFIG)):
+        data = storage.read_json(source.get(storage.CONFIG))
+    model = load(source, data, depth)
+    return model.to(device=device, dtype=dtype).eval()
 
 
-def common_dtype(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor],
-                 where: str) -> torch.dtype:
-    """The floating dtype that the weights were saved in.
+def load(source: shards.Source, data: dict[str, object], depth: int | None) -> SegmentationModel:
+    """The model of a config that `shards.save` wrote, and of the weights beside it."""
+    checksum = data.pop(shards.CHECKSUM, None)
+    with blamed(source.where(storage.CONFIG)):
+        whole = Config.from_dict(data)
+    config = whole if depth is None else whole.prune(depth)
+    layout = shards.find_layout(source, len(whole.graph.heads) > 1, checksum)
+    with blamed(source.where(layout.file)):
+        shards.check_nodes(config.graph, layout)
+    with blamed(source.where(storage.CONFIG)), torch.device("meta"):
+        model = build(config)  # takes no memory yet: a stranger's config may ask for any size
+    known = model.state_dict().keys() if config == whole else None
+    fill(model, shards.read(source, layout, storage.own_tensors(model), known))
+    return model
 
-    Raises:
-        ValueError: there are several, or a tensor that should be floating is not, or the reverse.
-    """
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() != expected[name].is_floating_point():
-            raise ValueError(f"{where!r}: {name!r} is of {tensor.dtype}")
-    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    if len(dtypes) != 1:
-        raise ValueError(f"{where!r} mixes {sorted(map(str, dtypes))}; expected one dtype")
-    return dtypes.pop()
 
-
-def check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]],
-                 where: str) -> None:
-    """Refuses weights unless every tensor is there, with its shape, and no other.
+def open_source(name: str | Path, **options: object) -> shards.Source:
+    """The folder of this name if there is one, else the repo.
 
     Raises:
-        ValueError: naming those that differ.
+        FileNotFoundError: it is neither.
     """
-    missing, surplus = expected.keys() - found.keys(), found.keys() - expected.keys()
-    if missing or surplus:
-        raise ValueError(f"{where!r} does not fit its config: {len(missing)} tensors are missing "
-                         f"{show(sorted(missing))}, {len(surplus)} unknown {show(sorted(surplus))}")
-    for name, tensor in expected.items():
-        if tuple(tensor.shape) != found[name]:
-            raise ValueError(f"{where!r}: {name!r} has shape {found[name]}, its config says "
-                             f"{tuple(tensor.shape)}")
+    if name != "" and Path(name).is_dir():
+        return Folder(Path(name))
+    if isinstance(name, str) and is_repo_id(name):
+        return Repo(name, **options)
+    raise FileNotFoundError(f"{show(str(name))} is neither a folder nor the id of a repo on the "
+                            "Hugging Face Hub, like 'user/name'")
+
+
+class Folder:
+    """The files of a model in a folder."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.name = directory, str(directory)
+
+    def where(self, file: str) -> str:
+        """What messages call this file."""
+        return repr(str(self.directory / file))
+
+    def find(self, file: str) -> Path | None:
+        """The file; ``None`` = it is not there."""
+        return storage.find(self.directory, file)
+
+    def get(self, file: str) -> Path:
+        """The file.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        path = self.find(file)
+        if path is None:
+            raise FileNotFoundError(f"{self.name!r} holds no nestedseg model: {file} is missing")
+        return path
+
+    def damage(self, file: str, reason: str) -> Exception:
+        """The error of a file that is not what was saved."""
+        return ValueError(f"{self.where(file)} is damaged: {reason}. Copy or save the model again")

@@ -2,59 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from nestedseg.data.volumes import Volume, resize
 from nestedseg.extras import require
 from nestedseg.model import SegmentationModel, ensemble, probabilities
-from nestedseg.preprocess import preprocess
+from nestedseg.preprocess import Moments, measure, preprocess
 
-WINDOW = 512
+WINDOW = {2: 512, 3: 96}
 OVERLAP = 0.25
 
 Logits = TypeVar("Logits", Tensor, dict[int, Tensor])
 
 
 @torch.no_grad()
-def slide(forward: Callable[[Tensor], Logits], x: Tensor, window: int = WINDOW,
+def slide(forward: Callable[[Tensor], Logits], x: Tensor, window: int | Sequence[int] | None = None,
           overlap: float = OVERLAP) -> Logits:
     """``forward(x)``, computed window by window where an image is larger than one.
 
     Windows overlap, and are blended with Gaussian weights, so that no border shows.
 
     Args:
-        forward: ``(N, C, h, w)`` to a tensor ``(N, K, h, w)``, or to a dict of such tensors.
-        x: ``(N, C, H, W)``.
-        window: height and width of a window in pixels. Default: 512.
+        forward: ``(N, C, *window)`` to a tensor ``(N, K, *window)``, or to a dict of such tensors.
+        x: ``(N, C, H, W)`` or ``(N, C, D, H, W)``.
+        window: its size in pixels along each axis, or one number for all. Default: 512, in
+            volumes 96.
         overlap: of neighbouring windows, as a fraction of a window in [0, 1). Default: 0.25.
 
     Returns:
-        What ``forward`` returns, of the size ``(H, W)``.
+        What ``forward`` returns, of the size of ``x``.
 
     Raises:
         ValueError: ``window`` < 1, or ``overlap`` outside [0, 1).
     """
-    if window < 1 or not 0 <= overlap < 1:
-        raise ValueError("window must be at least 1 and overlap in [0, 1), "
-                         f"got window={window}, overlap={overlap}")
-    if max(x.shape[2:]) <= window:
+    size = x.shape[2:]
+    roi = _window(window, overlap, size)
+    if roi == tuple(size):
         return forward(x)
     inferers = require("monai.inferers")
-    roi = [min(window, length) for length in x.shape[2:]]
-    return inferers.sliding_window_inference(x, roi, 1, forward, overlap=overlap, mode="gaussian")
+    return inferers.sliding_window_inference(x, roi, 1, forward, overlap=overlap, mode="gaussian",
+                                             roi_weight_map=_weights(roi, x))
 
 
-def predict_image(model: SegmentationModel, image: np.ndarray, window: int = WINDOW,
-                  overlap: float = OVERLAP) -> Tensor:
-    """The probabilities ``(classes, H, W)`` that a model gives for an image as it was read.
+@torch.no_grad()
+def slide_slabs(forward: Callable[[Tensor], Tensor], read: Callable[[slice], Tensor],
+                size: Sequence[int], window: int | Sequence[int] | None = None,
+                overlap: float = OVERLAP) -> Iterator[tuple[slice, Tensor]]:
+    """What `slide` gives for a volume, slab by slab along D, of which no more than one is held.
+
+    Args:
+        forward: as of `slide`, to a tensor.
+        read: some planes of the volume, ``(N, C, planes, H, W)``.
+        size: ``(D, H, W)`` of the volume.
+        window: see `slide`.
+        overlap: see `slide`.
+
+    Yields:
+        Which planes, from first to last, and their ``(N, K, planes, H, W)``.
+    """
+    depth, planes = _window(window, overlap, size)[0], size[0]
+    carried = carried_weight = None
+    starts = slab_starts(planes, depth, overlap)
+    for start, following in zip(starts, [*starts[1:], planes]):
+        logits = slide(forward, read(slice(start, start + depth)), window, overlap)
+        weight = _weights((depth,), logits)[:, None, None].clone()
+        logits = logits * weight
+        if carried is not None:  # what the slabs before say of the same planes
+            logits[:, :, :carried.shape[2]] += carried
+            weight[:len(carried_weight)] += carried_weight
+        done = following - start
+        yield slice(start, following), logits[:, :, :done] / weight[:done]
+        carried, carried_weight = logits[:, :, done:], weight[done:]
+
+
+def slab_starts(planes: int, depth: int, overlap: float) -> list[int]:
+    """Where the windows of `slide` start along an axis of so many planes."""
+    step, last = max(1, int(depth * (1 - overlap))), planes - depth
+    return [min(start, last) for start in range(0, last + step, step)]
+
+
+def _window(window: int | Sequence[int] | None, overlap: float,
+            size: Sequence[int]) -> tuple[int, ...]:
+    """The window along each axis, no longer than the image."""
+    window = WINDOW[len(size)] if window is None else window
+    sides = (window,) * len(size) if isinstance(window, int) else tuple(window)
+    if len(sides) != len(size) or min(sides) < 1 or not 0 <= overlap < 1:
+        raise ValueError(f"window must be at least 1 along each of {len(size)} axes and overlap in "
+                         f"[0, 1), got window={window}, overlap={overlap}")
+    return tuple(map(min, sides, size))
+
+
+def _weights(window: Sequence[int], like: Tensor) -> Tensor:
+    """Gaussian, and a product over the axes: so slabs, blended within and then with each other,
+    give what the whole would."""
+    importance = require("monai.data.utils").compute_importance_map
+    axes = (importance((length,), mode="gaussian", device=like.device, dtype=like.dtype)
+            for length in window)
+    return reduce(lambda product, axis: product[..., None] * axis, axes)
+
+
+def predict_image(model: SegmentationModel, image: np.ndarray,
+                  window: int | Sequence[int] | None = None, overlap: float = OVERLAP) -> Tensor:
+    """The probabilities ``(classes, *spatial)`` that a model gives for an image as it was read.
 
     Args:
         model: used in eval mode; ``model.output`` says which head.
-        image: ``(H, W)`` or ``(H, W, C)``; see `nestedseg.preprocess`.
+        image: ``(*spatial)`` or ``(*spatial, C)``; see `nestedseg.preprocess`.
         window: see `slide`.
         overlap: see `slide`.
 
@@ -66,8 +127,42 @@ def predict_image(model: SegmentationModel, image: np.ndarray, window: int = WIN
     return probabilities(logits, model.task)[0]
 
 
+def predict_volume(model: SegmentationModel, volume: Volume,
+                   window: int | Sequence[int] | None = None, overlap: float = OVERLAP
+                   ) -> Iterator[tuple[slice, Tensor]]:
+    """The probabilities ``(classes, planes, H, W)`` of a volume, slab by slab, on its own grid.
+
+    Memory is taken for one slab, as thick as a window; a model that was trained at a common spacing
+    needs the whole volume instead, resampled to it.
+
+    Args:
+        model: used in eval mode.
+        volume: as `nestedseg.data.open_volume` gives it.
+        window: see `slide`.
+        overlap: see `slide`.
+
+    Yields:
+        Which planes, from first to last, and their probabilities.
+
+    Raises:
+        ValueError: a volume that does not fit the model, or with NaN or infinite voxels.
+    """
+    spacing = model.preprocessing.get("spacing")
+    if spacing is not None:
+        resampled = resize(volume[:], volume.shape_at(spacing))
+        scores = predict_image(model, resampled, window, overlap)
+        yield slice(0, volume.shape[0]), F.interpolate(scores[None], volume.shape,
+                                                       mode="trilinear")[0]
+        return
+    model.eval()
+    moments = measure(_planes(volume)) if model.preprocessing.get("standardise") else None
+    for planes, logits in slide_slabs(model, lambda planes: _tensor(volume[planes], model, moments),
+                                      volume.shape, window, overlap):
+        yield planes, probabilities(logits, model.task)[0]
+
+
 def predict_heads(model: SegmentationModel, image: np.ndarray) -> dict[int | str, Tensor]:
-    """The logits ``(1, classes, H, W)`` of each head for an image as it was read, by depth.
+    """The logits ``(1, classes, *spatial)`` of each head for an image as it was read, by depth.
 
     Where ``model.output`` is "ensemble", the ensemble's stand beside them under that name.
     """
@@ -84,7 +179,7 @@ def output_key(model: SegmentationModel) -> int | str:
 
 
 def to_mask(scores: Tensor, task: str) -> np.ndarray:
-    """Probabilities ``(classes, H, W)`` to class indices ``(H, W)``, uint8; binary: 0 and 1.
+    """Probabilities ``(classes, *spatial)`` to class indices, uint8; binary: 0 and 1.
 
     Raises:
         ValueError: "multilabel", whose classes overlap, or more than 256 classes.
@@ -96,5 +191,13 @@ def to_mask(scores: Tensor, task: str) -> np.ndarray:
     return mask.to("cpu", torch.uint8).numpy()
 
 
-def _tensor(image: np.ndarray, model: SegmentationModel) -> Tensor:
-    return preprocess(image, model).to(next(model.parameters()).device)
+def _tensor(image: np.ndarray, model: SegmentationModel, moments: Moments | None = None) -> Tensor:
+    return preprocess(image, model, moments).to(next(model.parameters()).device)
+
+
+def _planes(volume: Volume) -> Iterable[np.ndarray]:
+    """A volume's voxels ``(planes, H, W, C)``, a few planes at a time."""
+    step = max(1, 2 ** 22 // math.prod(volume.stored.shape[1:]))
+    for start in range(0, volume.shape[0], step):
+        planes = volume[start:start + step]
+        yield planes.reshape(*planes.shape[:3], -1)

@@ -11,21 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestedseg.checkpointing import Recomputable, remade
+from nestedseg.kernels import Conv3d, GroupNorm
 from nestedseg.lowering import join, which
 
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+CONV = {2: nn.Conv2d, 3: Conv3d}
 CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
 BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 UPSAMPLINGS = ("nearest", "bilinear", "bilinear_corners", "bicubic", "transpose")
 NORMS: dict[str, Callable[..., nn.Module]] = {
     "batch": lambda channels, dims, **options: BATCH_NORM[dims](channels, **options),
-    "instance": lambda channels, dims, **options: INSTANCE_NORM[dims](channels, affine=True,
-                                                                      **options),
-    "group": lambda channels, dims, groups=8, **options: nn.GroupNorm(
+    "instance": lambda channels, dims, **options: GroupNorm(channels, channels, **options),
+    "group": lambda channels, dims, groups=8, **options: GroupNorm(
         math.gcd(groups, channels), channels, **options),
 }
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {

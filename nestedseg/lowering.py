@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from nestedseg.checkpointing import remade
 from nestedseg.errors import choose
+from nestedseg.kernels import conv3x3
 
 if TYPE_CHECKING:
     from nestedseg.layers import Edge
@@ -98,7 +99,7 @@ class Parts:
             node's resolution by its edge, and then is among those beside each other.
         beside: the weight that acts on those, ``None`` without any.
         bias: of the convolution.
-        border: the kernel that gives what biases inside of edges add, from a map of ones.
+        border: what each tap adds for the biases inside of edges, ``(out, 3, 3)``.
     """
 
     kernels: tuple[Tensor | None, ...]
@@ -137,22 +138,25 @@ def join_fast(parts: Parts, edges: Sequence[Edge], inputs: Sequence[Tensor]) -> 
             y = CONV_TRANSPOSE[dims](x, kernel, bias, stride=edge.up_by, padding=1)
             total = y if total is None else total.add_(y)  # no backward pass needs the summands
     if parts.border is not None:
-        ones = total.new_ones(1, 1, *total.shape[2:])
-        total = total.add_(CONV[dims](ones, parts.border, padding=1))
+        total = total.add_(border_map(parts.border, total.shape[2:]))
     return total
 
 
 def convolve_all(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
     """The 3x3 convolution of maps of one resolution, beside each other.
 
-    A wide convolution is faster than a sum of narrow ones, so the maps are concatenated for it;
-    but the backward pass keeps the maps, which are there anyway, and concatenates them again.
+    For images a wide convolution is faster than a sum of narrow ones, so the maps are concatenated
+    for it; but the backward pass keeps the maps, which are there anyway, and concatenates them
+    again. For volumes on CPU the sum is the faster one.
     """
-    convolve = CONV[maps[0].dim() - 2]
     if len(maps) == 1:
-        return convolve(maps[0], weight, bias, padding=1)
+        return conv3x3(maps[0], weight, bias)
+    if maps[0].dim() == 5 and maps[0].device.type == "cpu":
+        weights = split_weight(weight, [x.shape[1] for x in maps])
+        biases = [bias, *[None] * (len(maps) - 1)]
+        return reduce(Tensor.add_, map(conv3x3, maps, weights, biases))
     return remade(lambda *parts: torch.cat(parts, dim=1),
-                  lambda joined: convolve(joined, weight, bias, padding=1), *maps)
+                  lambda joined: conv3x3(joined, weight, bias), *maps)
 
 
 # -- the algebra ----------------------------------------------------------------------------------
@@ -206,13 +210,26 @@ def compose_transpose(weight: Tensor, up: Tensor) -> Tensor:
 
 
 def compose_bias(weight: Tensor, bias: Tensor) -> Tensor:
-    """The kernel that gives, from a map of ones, conv3x3 of a map that equals ``bias`` throughout.
+    """What each tap of conv3x3 adds where a map equals ``bias`` throughout; see `border_map`.
 
     conv(z + b) = conv(z) + conv(b); outside of the image z + b is 0, so the second is a map too.
 
-    ``(out, mid, 3, 3)``, ``(mid,)`` -> ``(out, 1, 3, 3)``.
+    ``(out, mid, 3, 3)``, ``(mid,)`` -> ``(out, 3, 3)``.
     """
-    return torch.tensordot(weight, bias.to(weight.dtype), dims=([1], [0])).unsqueeze(1)
+    return torch.tensordot(weight, bias.to(weight.dtype), dims=([1], [0]))
+
+
+def border_map(taps: Tensor, size: Sequence[int]) -> Tensor:
+    """conv3x3 of a map of ones, by matrices: a pixel's sum is over those taps that fall inside.
+
+    Which ones do is told apart along each axis alone, by an (n, 3) matrix of zeros and ones.
+
+    ``(out, 3, 3)`` -> ``(out, H, W)``.
+    """
+    for n in size:
+        inside = F.pad(taps.new_ones(n), (1, 1)).unfold(0, 3, 1)
+        taps = torch.tensordot(taps, inside, dims=([1], [1]))
+    return taps
 
 
 def composing_pays(edge: Edge, weight: Tensor, pixels: float = math.inf) -> bool:
@@ -233,9 +250,3 @@ def composing_pays(edge: Edge, weight: Tensor, pixels: float = math.inf) -> bool
     saved = grown * mid * (wide + taps * out) - wide * out * reach
     return pixels * saved > wide * mid * out * reach * taps
 
-
-def preferred_layout(x: Tensor) -> Tensor:
-    """On CPU, images in channels_last: transposed convolutions are up to three times faster so."""
-    if x.device.type == "cpu" and x.dim() == 4:
-        return x.contiguous(memory_format=torch.channels_last)
-    return x

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from nestedseg.storage import own_tensors
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
@@ -15,3 +19,36 @@ def meta_copy(model: nn.Module) -> nn.Module:
     for buffer in model.buffers():
         memo[id(buffer)] = buffer.to("meta")
     return copy.deepcopy(model, memo)
+
+
+def fill(ghost: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Puts weights in the place of those on the meta device, in place; shared ones stay shared.
+
+    Buffers that no state dict holds are computed, by what timm calls the same in all its models.
+
+    Args:
+        tensors: by the names of `storage.own_tensors`.
+
+    Raises:
+        ValueError: there is a buffer that cannot be computed so.
+    """
+    new = {id(old): nn.Parameter(tensors[name], old.requires_grad)
+           if isinstance(old, nn.Parameter) else tensors[name]
+           for name, old in own_tensors(ghost).items()}
+    for module, name, old in list(_tensors(ghost)):
+        if id(old) not in new and not hasattr(module, "init_non_persistent_buffers"):
+            raise ValueError(f"the buffer {name!r} of a {type(module).__name__} is neither among "
+                             "the weights nor can it be computed again; install a newer timm")
+        value = new.get(id(old))
+        setattr(module, name, torch.empty_like(old, device="cpu") if value is None else value)
+    for module in ghost.modules():
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Every place in a model where there is a parameter or buffer."""
+    for module in model.modules():
+        for found in (module.named_parameters, module.named_buffers):
+            for name, tensor in found(recurse=False, remove_duplicate=False):
+                yield module, name, tensor

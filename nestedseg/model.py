@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nestedseg import storage
+from nestedseg import shards
 from nestedseg.compiler import Decoder, build_decoder, infer_levels
 from nestedseg.config import Config, check_output
 from nestedseg.encoders import Description, Options, build_encoder, describe_encoder
@@ -22,8 +22,12 @@ from nestedseg.finetune import batch_norms, parameter_groups
 from nestedseg.fuse import fold_batch_norms, fuse_decoder
 from nestedseg.graph import MAX_CHANNELS, Graph, position
 from nestedseg.layers import Choice, resize_logits, split_choice
+from nestedseg.publish import push
 from nestedseg.summary import Summary, summarise
 from nestedseg.topologies import resolve
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 MAX_PAD = 4096  # pixels, for models that others made
 
@@ -299,11 +303,54 @@ class SegmentationModel(nn.Module):
         return summarise(self, size)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes ``config.json`` and ``model.safetensors``, which `from_pretrained` reads.
+        """Writes ``config.json`` and the weights, which `from_pretrained` reads.
 
-        Both are written under temporary names and renamed.
+        The weights are ``model.safetensors``; of several heads, one file for each depth and their
+        index. They replace an earlier model's, all at once: killed at any moment, the folder holds
+        the old model or the new one.
         """
-        storage.save(Path(directory), self.config, self)
+        shards.save(Path(directory), self.config, self)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        metrics: Mapping[int, Mapping[str, float]] | None = None,
+        dataset: str | None = None,
+        license: str | None = None,
+        training: Mapping[str, Any] | None = None,
+        pictures: Mapping[str, Path] | None = None,
+    ) -> CommitInfo:
+        """Pushes the model and its card to a repo on the Hugging Face Hub, in one commit.
+
+        Files of an earlier model go; others stay, and so does a card that somebody has made their
+        own: the library writes anew only those with its mark.
+
+        Args:
+            repo_id: ``"user/name"``; made where it is not there.
+            private: whether a repo that is made is private; default: as the account says.
+            token: with the right to write; default: the one stored by ``hf auth login``.
+            revision: branch, made where it is not there; default: the main one.
+            commit_message: default: topology and version.
+            metrics: scores by depth and name, ``{2: {"iou": 0.88, "dice": 0.94}}``, as fractions.
+            dataset: what it was trained and scored on: a name, or the id of a data set on the Hub.
+            license: as the Hub names it, ``"mit"`` or ``"cc-by-4.0"``.
+            training: what else is to be known of the training: short texts and numbers.
+            pictures: files for the card, by what they show.
+
+        Returns:
+            The client's account of the commit; ``.oid`` is its name, ``.commit_url`` its address.
+
+        Raises:
+            HubError: the Hub refuses, or is out of reach (an `OSError`).
+            ValueError: facts that cannot be, or a public repo where a private one was asked for.
+        """
+        return push(self, repo_id, private, token, revision, commit_message, metrics=metrics,
+                    dataset=dataset, license=license, training=training, pictures=pictures)
 
 
 def create(
@@ -331,6 +378,7 @@ def create(
     encoder_taps: Sequence[int] | Sequence[str] | None = None,
     pyramid_channels: Sequence[int] | None = None,
     execution: str = "fast",
+    class_names: Sequence[str] | None = None,
 ) -> SegmentationModel:
     """A segmentation model: a skip topology compiled over an encoder.
 
@@ -383,6 +431,7 @@ def create(
             arXiv 2203.16527). Default: the encoder's, halved at each doubling of resolution.
         execution: how the decoder's nodes are computed: "fast", or "reference" (obvious, slower,
             the same up to rounding); see `nestedseg.execution`.
+        class_names: what the classes are called, for those who get the model.
 
     Raises:
         ValueError: an unknown name, or numbers that do not fit together.
@@ -405,7 +454,7 @@ def create(
         output=output, execution=execution,
         task=("binary" if classes == 1 else "multiclass") if task is None else task,
         pad_multiple=multiple, pad_smallest=smallest,
-        preprocessing=body.preprocessing,
+        preprocessing=body.preprocessing, class_names=class_names,
         **vars(options) | {"image_size": body.fixed_size})
     return build(config, encoder_weights)
 

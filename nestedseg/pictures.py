@@ -9,6 +9,7 @@ from nestedseg.preprocess import to_unit
 CLASS_COLOURS = ((86, 180, 233), (0, 158, 115), (204, 121, 167), (0, 114, 178), (230, 159, 0))
 MISSED = (240, 228, 66)
 WRONG = (213, 94, 0)
+INK = "#24292f"  # of text and lines
 LUMA = np.array((0.299, 0.587, 0.114))
 
 

@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 
-def preprocess(image: np.ndarray, model: nn.Module) -> Tensor:
-    """A float32 batch of one, ``(1, C, H, W)``, scaled and normalised as the model expects.
+class Moments(NamedTuple):
+    """Mean and mean square of each channel over all pixels of an image."""
 
-    Integers are divided by the largest value of their type (255, 65535), so they lie in [0, 1];
-    floats are taken to lie there. Then ``model.preprocessing`` applies: ``input_range``, ``mean``
-    and ``std``. The size is left as it is.
+    mean: np.ndarray
+    mean_square: np.ndarray
+
+    @property
+    def std(self) -> np.ndarray:
+        """Standard deviation; 1 where all pixels are the same."""
+        variance = np.clip(self.mean_square - self.mean**2, 0, None)
+        return np.where(variance > 0, np.sqrt(variance), 1)
+
+
+def preprocess(image: np.ndarray, model: nn.Module, moments: Moments | None = None) -> Tensor:
+    """A float32 batch of one, ``(1, C, *spatial)``, scaled and normalised as the model expects.
+
+    Integers of a picture are divided by the largest value of their type (255, 65535), so they lie
+    in [0, 1], where floats are taken to lie; voxels of a volume are taken as they are. Then
+    ``model.preprocessing`` applies: where it says ``standardise``, the image less its own mean,
+    over its own standard deviation; then ``input_range``, ``mean`` and ``std``. The size is left as
+    it is.
 
     Args:
-        image: ``(H, W)`` or ``(H, W, C)``; uint8, uint16, bool or float. Grey images are repeated
-            where the model takes several channels.
+        image: ``(H, W)``, ``(D, H, W)``, or such with channels last; uint8, uint16, bool or float,
+            a volume also of other integers. One channel is repeated where the model takes several.
         model: the model whose preprocessing applies.
+        moments: of the whole that the image is a part of, for ``standardise``; default: its own.
 
     Raises:
         ValueError: wrong number of axes or channels.
         TypeError: another type of number.
     """
-    channels = model.config["in_channels"]
-    image = image[..., None] if image.ndim == 2 else image
-    if image.ndim != 3 or image.shape[-1] not in (1, channels):
-        raise ValueError(f"expected an image (H, W) or (H, W, {channels}), got {image.shape}")
-    x = torch.from_numpy(np.ascontiguousarray(to_unit(image).transpose(2, 0, 1)))
-    return normalise(x.expand(channels, -1, -1), model.preprocessing)[None]
+    dims, channels = model.config["dims"], model.config["in_channels"]
+    image = image[..., None] if image.ndim == dims else image
+    if image.ndim != dims + 1 or image.shape[-1] not in (1, channels):
+        axes = ", ".join("DHW"[-dims:])
+        raise ValueError(f"expected an image ({axes}) or ({axes}, {channels}), got {image.shape}")
+    values = to_float(image)
+    if model.preprocessing.get("standardise"):
+        values = standardise(values, moments or measure([values]))
+    x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 0)))
+    return normalise(x.expand(channels, *x.shape[1:]), model.preprocessing)[None]
+
+
+def to_float(image: np.ndarray) -> np.ndarray:
+    """``(*spatial, C)`` as float32; integers of pictures as `to_unit` scales them."""
+    if image.ndim == 4 and image.dtype.kind in "iu":  # Hounsfield units, say
+        return image.astype(np.float32)
+    return to_unit(image)
 
 
 def to_unit(image: np.ndarray) -> np.ndarray:
@@ -38,6 +68,22 @@ def to_unit(image: np.ndarray) -> np.ndarray:
     if image.dtype == bool or np.issubdtype(image.dtype, np.floating):
         return image.astype(np.float32)
     raise TypeError(f"expected an image of uint8, uint16, bool or float, got {image.dtype}")
+
+
+def measure(blocks: Iterable[np.ndarray]) -> Moments:
+    """The moments of an image ``(*spatial, C)`` that comes in blocks along its first axis."""
+    count, total, squares = 0, 0.0, 0.0
+    for block in blocks:
+        values = block.reshape(-1, block.shape[-1])
+        count += len(values)
+        total = total + values.sum(0, np.float64)
+        squares = squares + np.square(values, dtype=np.float64).sum(0)
+    return Moments(total / count, squares / count)
+
+
+def standardise(values: np.ndarray, moments: Moments) -> np.ndarray:
+    """``(*spatial, C)`` with mean 0 and standard deviation 1 in each channel of the whole."""
+    return ((values - moments.mean) / moments.std).astype(np.float32)
 
 
 def normalise(x: Tensor, preprocessing: dict[str, object]) -> Tensor:

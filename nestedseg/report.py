@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
 from nestedseg.data import LabelledImages
-from nestedseg.evaluation import DepthReport, compare_depths
+from nestedseg.evaluation import (
+    TOLERANCE,
+    CaseScore,
+    DepthReport,
+    compare_depths,
+    open_case,
+    score_cases,
+    segment,
+)
 from nestedseg.extras import require
 from nestedseg.inference import predict_heads, to_mask
 from nestedseg.metrics import SegmentationScores
 from nestedseg.model import SegmentationModel, probabilities
-from nestedseg.pictures import CLASS_COLOURS, MISSED, WRONG, paint_classes, paint_errors, to_rgb
+from nestedseg.pictures import (
+    CLASS_COLOURS,
+    INK,
+    MISSED,
+    WRONG,
+    paint_classes,
+    paint_errors,
+    to_rgb,
+)
+from nestedseg.slices import Case, draw_slices, pyplot
 from nestedseg.training import Epoch, best_epoch
 
+METRICS, CURVES, OVERLAY = "metrics.json", "curves.png", "overlay.png"
 SHOWN = 3  # images in overlay.png
 PANEL = 2.9  # inches
-INK = "#24292f"
+RECORDED = ("batch", "patch", "lr", "seed")  # settings that the model's config keeps
 
 
 def write_report(run: str | Path, model: SegmentationModel, validation: LabelledImages,
                  history: Sequence[Epoch], settings: dict[str, Any]) -> list[DepthReport]:
     """Write ``metrics.json``, ``depths.md``, ``curves.png`` and ``overlay.png``.
+
+    Of volumes also ``cases.csv``: the scores of each one, on its own grid.
 
     Args:
         run: an existing folder.
@@ -47,11 +67,44 @@ def write_report(run: str | Path, model: SegmentationModel, validation: Labelled
                "history": list(map(asdict, history)), "settings": settings,
                "model": model.config,
                "validation": [pair.image.name for pair in validation.pairs]}
-    (run / "metrics.json").write_text(json.dumps(_finite(metrics), indent=2) + "\n")
+    (run / METRICS).write_text(json.dumps(_finite(metrics), indent=2) + "\n")
     (run / "depths.md").write_text(depth_table(depths))
-    draw_curves(history, run / "curves.png")
-    draw_overlay(model, validation, run / "overlay.png")
+    draw_curves(history, run / CURVES)
+    if validation.dims == 3:
+        write_cases(score_cases(model, validation), run / "cases.csv")
+        draw_contours(model, validation, run / OVERLAY)
+    else:
+        draw_overlay(model, validation, run / OVERLAY)
     return depths
+
+
+def read_report(run: str | Path) -> dict[str, Any]:
+    """The facts of a run as `SegmentationModel.push_to_hub` takes them.
+
+    Raises:
+        ValueError: ``metrics.json`` is not what `write_report` writes.
+    """
+    run = Path(run)
+    pictures = {"Validation images: truth, and the prediction of each depth": run / OVERLAY,
+                "Training loss and validation IoU": run / CURVES}
+    facts = {"pictures": {text: path for text, path in pictures.items() if path.is_file()}}
+    if not (run / METRICS).is_file():
+        return facts  # of a run that was stopped there is the model alone
+    try:
+        report = json.loads((run / METRICS).read_text(encoding="utf-8"))
+        scores = {row["depth"]: {name: row[name] for name in ("iou", "dice")
+                                 if row[name] is not None} for row in report["depths"]}
+        training = {"scores": f"of {len(report['validation'])} validation images",
+                    "epochs": len(report["history"]), "best_epoch": report["best_epoch"],
+                    **{name: _text(report["settings"][name]) for name in RECORDED}}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{run / METRICS} is not what a training run writes: {error!r}") from None
+    return facts | {"metrics": scores, "training": training}
+
+
+def _text(value: Any) -> Any:
+    """A number as it is, several as in "64 x 64 x 64"."""
+    return " x ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def depth_table(depths: Sequence[DepthReport]) -> str:
@@ -65,9 +118,26 @@ def depth_table(depths: Sequence[DepthReport]) -> str:
     return "".join(f"| {line} |\n" for line in lines)
 
 
+def write_cases(cases: Sequence[CaseScore], path: Path, tolerance: float = TOLERANCE) -> None:
+    """The scores of each volume and class as a table, a line each.
+
+    Args:
+        cases: as `nestedseg.evaluation.score_cases` gives them.
+        path: of the CSV file.
+        tolerance: of the surface Dice in mm, named in its column.
+    """
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(("case", "class", "dice", "iou", "hd95_mm",
+                        f"surface_dice_{tolerance:g}mm"))
+        for case in cases:
+            table.writerow((case.case, case.label, *(f"{score:.4f}" for score in (
+                case.dice, case.iou, case.hd95, case.surface_dice))))
+
+
 def draw_curves(history: Sequence[Epoch], path: Path) -> None:
     """Training loss and, for each depth, validation IoU over the epochs, as a PNG."""
-    plt = _pyplot()
+    plt = pyplot()
     epochs = [epoch.epoch for epoch in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     left.plot(epochs, [epoch.loss for epoch in history], color=INK, marker=".")
@@ -94,9 +164,9 @@ def draw_curves(history: Sequence[Epoch], path: Path) -> None:
 
 def draw_overlay(model: SegmentationModel, images: LabelledImages, path: Path) -> None:
     """Image, truth and each depth's prediction side by side, for a few images, as a PNG."""
-    plt = _pyplot()
-    shown = np.unique(np.linspace(0, len(images) - 1, SHOWN).round().astype(int))
-    rows = [_panels(model, *images[index], images.pairs[index].image.name) for index in shown]
+    plt = pyplot()
+    rows = [_panels(model, *images[index], images.pairs[index].image.name)
+            for index in _shown(images)]
     heights = [picture.shape[0] / picture.shape[1] for (_, picture), *_ in rows]
     figure, grid = plt.subplots(
         len(rows), len(rows[0]), squeeze=False, layout="constrained", height_ratios=heights,
@@ -110,6 +180,21 @@ def draw_overlay(model: SegmentationModel, images: LabelledImages, path: Path) -
                   frameon=False, fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def draw_contours(model: SegmentationModel, images: LabelledImages, path: Path) -> None:
+    """Slices of a few volumes with the contours of truth and prediction, as a PNG."""
+    cases = []
+    for index in _shown(images):
+        volume, truth = open_case(images, index)
+        cases.append(Case(images.pairs[index].image.name, volume,
+                          {"truth": truth, "prediction": segment(model, volume)}))
+    draw_slices(cases, path)
+
+
+def _shown(images: LabelledImages) -> list[int]:
+    """A few of the images, from first to last."""
+    return np.unique(np.linspace(0, len(images) - 1, SHOWN).round().astype(int)).tolist()
 
 
 def _panels(model: SegmentationModel, image: np.ndarray, truth: np.ndarray,
@@ -137,12 +222,6 @@ def _legend(classes: int) -> list[Any]:
     # Beyond the palette colours come round again: the first classes stand for all.
     entries = [*zip(names, CLASS_COLOURS, strict=False), ("missed", MISSED), (wrong, WRONG)]
     return [patch(color=np.array(colour) / 255, label=name) for name, colour in entries]
-
-
-def _pyplot() -> ModuleType:
-    """Matplotlib that draws to files: no display is needed, nor taken."""
-    require("matplotlib").use("Agg")
-    return require("matplotlib.pyplot")
 
 
 def _finite(value: Any) -> Any:

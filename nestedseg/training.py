@@ -42,9 +42,13 @@ class Settings:
         epochs: at most this many.
         steps: batches in an epoch; ``None`` = as many as it takes to tile the training images.
         batch: patches in a batch, on each process.
-        patch: height and width of a patch in pixels.
+        patch: size of a patch in pixels, along each axis, or one number for all.
         lr: Adam's learning rate.
         patience: stop after this many epochs without a better validation IoU.
+        foreground: the fraction of patches that are centred on a pixel of the foreground; ``None``
+            = 0 for pictures, 1/3 for volumes.
+        mirror: whether patches are mirrored and turned at random; not where labels tell left from
+            right, or front from back.
         seed: of everything random.
         precision: "auto" (bf16 or fp16 where there is a CUDA device, else none), "no", "bf16",
             "fp16".
@@ -58,7 +62,9 @@ class Settings:
     epochs: int = 100
     steps: int | None = None
     batch: int = 8
-    patch: int = 96
+    patch: int | tuple[int, ...] = 96
+    foreground: float | None = None
+    mirror: bool = True
     lr: float = 3e-4
     patience: int = 20
     seed: int = 0
@@ -70,12 +76,14 @@ class Settings:
         for name, least in (("epochs", 1), ("steps", 1), ("batch", 1), ("patch", 1),
                             ("patience", 1), ("seed", 0), ("workers", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and np.min(value) < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         for name in ("lr", "seconds"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value}")
+        if self.foreground is not None and not 0 <= self.foreground <= 1:
+            raise ValueError(f"foreground must be a fraction in [0, 1], got {self.foreground}")
         choose("precision", self.precision, PRECISIONS)
 
 
@@ -109,7 +117,7 @@ def fit(model: SegmentationModel, train: LabelledImages, validation: LabelledIma
 
     Args:
         model: what to train; its preprocessing is used as it stands.
-        train: checked images.
+        train: checked pictures or volumes.
         validation: likewise.
         run: folder to write to.
         settings: see `Settings`.
@@ -120,8 +128,8 @@ def fit(model: SegmentationModel, train: LabelledImages, validation: LabelledIma
         One `Epoch` for each epoch since the start of the run.
 
     Raises:
-        ValueError: the folder holds a run and ``resume`` is false; it holds another run; or the
-            labels hold no foreground.
+        ValueError: the folder holds a run and ``resume`` is false; it holds another run; the
+            labels hold no foreground; or the images do not fit the model.
         FloatingPointError: the loss is no longer a finite number.
     """
     return _Trainer(model, train, validation, Path(run), settings or Settings(), log).fit(resume)
@@ -139,13 +147,15 @@ class _Trainer:
         for name, images in (("training", train), ("validation", validation)):
             if images.foreground == 0:
                 raise ValueError(f"the {name} labels hold no foreground: every pixel is 0")
+            _check_fit(model, images, name)
         self.validation, self.run, self.settings, self.log = validation, run, settings, log
         self.identity = _identity(model, train, validation, settings)
         self.history: list[Epoch] = []
         self.accelerator = require("accelerate").Accelerator(
             mixed_precision=_precision(settings.precision))
         self.objective = DeepSupervision(HybridLoss(model.task))
-        patches = Patches(train, settings.patch, partial(preprocess, model=model), settings.seed)
+        patches = Patches(train, settings.patch, partial(preprocess, model=model), settings.seed,
+                          settings.foreground, settings.mirror)
         together = settings.batch * self.accelerator.num_processes
         steps = settings.steps or math.ceil(len(patches) / together)
         sampler = EpochSampler(steps * together, settings.seed)
@@ -280,6 +290,19 @@ def _precision(wanted: str) -> str:
     if not torch.cuda.is_available():
         return "no"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def _check_fit(model: SegmentationModel, images: LabelledImages, name: str) -> None:
+    dims, channels = model.config["dims"], model.config["in_channels"]
+    if images.dims != dims:
+        raise ValueError(f"the {name} images have {images.dims} axes, the model takes {dims}")
+    if images.in_channels not in (1, channels):
+        raise ValueError(f"the {name} images have {images.in_channels} channels, the model takes "
+                         f"{channels}")
+    wanted = model.preprocessing.get("spacing")
+    if images.spacing != wanted:
+        raise ValueError(f"the {name} images are at a spacing of {images.spacing}, the model takes "
+                         f"{wanted}")
 
 
 def _identity(model: SegmentationModel, train: LabelledImages, validation: LabelledImages,

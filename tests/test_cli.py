@@ -217,7 +217,8 @@ def test_lists(capsys):
 def test_help_names_every_command():
     done = subprocess.run([sys.executable, "-m", "nestedseg", "--help"], text=True, check=True,
                           stdout=subprocess.PIPE)
-    for command in ("train", "predict", "prune", "summary", "draw", "list", "demo"):
+    for command in ("train", "predict", "prune", "publish", "summary", "draw", "list",
+                    "demo"):
         assert f"\n    {command} " in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
 

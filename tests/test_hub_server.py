@@ -297,12 +297,13 @@ def test_a_connection_that_breaks_in_the_body(server, no_waiting, kind):
     assert server.downloads() == [WEIGHTS, WEIGHTS]
 
 
-def test_a_connection_that_breaks_before_the_reply(server):
+def test_a_connection_that_breaks_before_the_reply(server, no_waiting):
     server.put(REPO, FILES)
-    server.fault(CONFIG, "reset", method="HEAD")
+    server.fault(CONFIG, "reset", times=20, method="HEAD")  # some versions try again
     with pytest.raises(Exception) as caught:  # of the HTTP library, or one that it caused
         read(CONFIG)
     assert "reset by peer" in f"{caught.value} {caught.value.__cause__}"
+    server.faults.clear()
     assert read(CONFIG) == FILES[CONFIG]
 
 

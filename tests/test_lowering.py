@@ -15,6 +15,7 @@ from nestedseg.layers import Edge, Level, Style
 from nestedseg.lowering import (
     CONV,
     CONV_TRANSPOSE,
+    border_map,
     compose_bias,
     compose_nearest,
     compose_transpose,
@@ -82,8 +83,15 @@ def test_compose_transpose_is_a_convolution_after_a_transposed_one(factor):
 def test_compose_bias_is_less_at_the_border(size):
     weight, bias = randn(4, 5, 3, 3), randn(5)
     everywhere = bias.view(1, 5, 1, 1).expand(1, 5, *size)
-    added = F.conv2d(randn(0, 0).new_ones(1, 1, *size), compose_bias(weight, bias), padding=1)
-    torch.testing.assert_close(added, F.conv2d(everywhere, weight, padding=1), **CLOSE)
+    added = border_map(compose_bias(weight, bias), size)
+    torch.testing.assert_close(added[None], F.conv2d(everywhere, weight, padding=1), **CLOSE)
+
+
+def test_border_map_holds_for_volumes():
+    taps = randn(4, 3, 3, 3)
+    ones = torch.ones(1, 1, 1, 2, 5, dtype=torch.float64)
+    torch.testing.assert_close(border_map(taps, (1, 2, 5))[None],
+                               F.conv3d(ones, taps[:, None], padding=1), **CLOSE)
 
 
 def edge(wide, mid, upsample, dims=2):

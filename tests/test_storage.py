@@ -1,8 +1,10 @@
 import copy
+import hashlib
 import json
 import os
 import pickle
 import random
+import re
 import resource
 import signal
 import socket
@@ -18,8 +20,9 @@ import timm
 import torch
 
 import nestedseg
+from nestedseg.meta import fill
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 
 def make(topology="unetpp", seed=0, **arguments):
@@ -47,6 +50,13 @@ def folder(model, tmp_path):
 
 
 @pytest.fixture
+def one_head(tmp_path):
+    """A saved model of one head, so of one file, to be damaged."""
+    make(deep_supervision=False).save_pretrained(tmp_path / "one")
+    return tmp_path / "one"
+
+
+@pytest.fixture
 def little_memory():
     """What allocates first and checks later fails here, rather than to fill the machine."""
     status, old = Path("/proc/self/statm"), resource.getrlimit(resource.RLIMIT_AS)
@@ -68,6 +78,13 @@ def files(path):
     return sorted(p.name for p in path.iterdir())
 
 
+def saved(model):
+    """The files of a saved model."""
+    count = len(model.depths)
+    shards = [f"model-{k:05}-of-{count:05}.safetensors" for k in range(1, count + 1)]
+    return [CONFIG, WEIGHTS] if count == 1 else [CONFIG, *shards, INDEX]
+
+
 def edit(folder, **changes):
     """Changes keys of the config; ``...`` removes one."""
     config = json.loads((folder / CONFIG).read_text())
@@ -75,10 +92,24 @@ def edit(folder, **changes):
     (folder / CONFIG).write_text(json.dumps(config))
 
 
+def bless(folder):
+    """Makes checksums right again, as one who changes files on purpose would."""
+    if (folder / WEIGHTS).exists():
+        edit(folder, sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest())
+        return
+    index = json.loads((folder / INDEX).read_text())
+    for file in {*index["weight_map"].values()}:
+        if (folder / file).is_file():
+            digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+            index["metadata"][f"sha256.{file}"] = digest
+    (folder / INDEX).write_text(json.dumps(index))
+
+
 def edit_weights(folder, change):
     tensors = safetensors.torch.load_file(folder / WEIGHTS)
     change(tensors)
     safetensors.torch.save_file(tensors, folder / WEIGHTS)
+    bless(folder)
 
 
 # -- there and back --------------------------------------------------------------------------------
@@ -95,7 +126,7 @@ def test_a_model_comes_back_with_the_same_bits(arguments, tmp_path):
     model.set_preprocessing(mean=[0.25] * model.config["in_channels"])
     path = tmp_path / "new" / "folder"
     model.save_pretrained(str(path))
-    assert files(path) == [CONFIG, WEIGHTS]
+    assert files(path) == saved(model)
     loaded = nestedseg.from_pretrained(str(path))
     assert same_model(loaded, model)
     assert not loaded.training and loaded.graph == model.graph
@@ -131,6 +162,10 @@ def test_saving_over_a_model_replaces_it_and_leaves_other_files(folder):
     other = make("unet_plus", seed=1, encoder_channels=(3, 5, 7, 9))
     other.save_pretrained(folder)
     assert same_model(nestedseg.from_pretrained(folder), other)
+    assert files(folder) == [*saved(other), "notes.txt"]
+    one_head = make("unet", deep_supervision=False)
+    one_head.save_pretrained(folder)
+    assert same_model(nestedseg.from_pretrained(folder), one_head)
     assert files(folder) == [CONFIG, WEIGHTS, "notes.txt"]
 
 
@@ -184,16 +219,17 @@ class Bomb:
         return open, (self.path, "w")
 
 
-def test_a_folder_with_a_pickle_alone_holds_no_model(folder, tmp_path):
-    (folder / WEIGHTS).unlink()
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
-    with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
-        nestedseg.from_pretrained(folder)
+def test_a_folder_with_a_pickle_alone_holds_no_model(one_head, tmp_path):
+    (one_head / WEIGHTS).unlink()
+    (one_head / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing.*pytorch_model"):
+        nestedseg.from_pretrained(one_head)
     assert not (tmp_path / "exploded").exists()
 
 
-@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-def test_a_missing_file_is_named(folder, name):
+@pytest.mark.parametrize("number", range(4))
+def test_a_missing_file_is_named(folder, model, number):
+    name = saved(model)[number]
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):
         nestedseg.from_pretrained(folder)
@@ -201,10 +237,11 @@ def test_a_missing_file_is_named(folder, name):
         nestedseg.from_pretrained(folder / "nowhere")
 
 
-def test_weights_that_are_a_pickle_are_refused(folder, tmp_path):
-    (folder / WEIGHTS).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+def test_weights_that_are_a_pickle_are_refused(one_head, tmp_path):
+    (one_head / WEIGHTS).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    bless(one_head)
     with pytest.raises(ValueError, match=r"model\.safetensors"):
-        nestedseg.from_pretrained(folder)
+        nestedseg.from_pretrained(one_head)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -215,38 +252,52 @@ def test_weights_that_are_a_pickle_are_refused(folder, tmp_path):
     lambda data: data.replace(b'"F32"', b'"F99"', 1),
 ], ids=["empty", "4 bytes", "100 bytes", "last byte gone", "one byte more", "header of 4 EiB",
         "header of 1 GB", "header is no JSON", "unknown dtype"])
-def test_damaged_weights_are_refused(folder, damage, little_memory):
-    path = folder / WEIGHTS
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"model\.safetensors"):
-        nestedseg.from_pretrained(folder)
+@pytest.mark.parametrize("on_purpose", [False, True])
+@pytest.mark.parametrize("heads", ["one", "two"])
+def test_damaged_weights_are_refused(folder, one_head, damage, heads, on_purpose, little_memory):
+    where, name = (folder, "model-00002-of-00002.safetensors") if heads == "two" \
+        else (one_head, WEIGHTS)
+    (where / name).write_bytes(damage((where / name).read_bytes()))
+    if on_purpose:
+        bless(where)
+    with pytest.raises(ValueError, match=re.escape(name)):
+        nestedseg.from_pretrained(where)
 
 
-def test_a_missing_tensor_is_named(folder):
-    edit_weights(folder, lambda tensors: tensors.pop("decoder.x1_1.block.conv2.weight"))
+def test_a_flipped_bit_is_seen(folder, one_head, model):
+    for where, name in ((folder, "model-00002-of-00002.safetensors"), (one_head, WEIGHTS)):
+        data = (where / name).read_bytes()
+        (where / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(ValueError, match=f"{name}.*damaged.*sha256"):
+            nestedseg.from_pretrained(where)
+    assert same_model(nestedseg.from_pretrained(folder, depth=1), model.prune(1))  # not read
+
+
+def test_a_missing_tensor_is_named(one_head):
+    edit_weights(one_head, lambda tensors: tensors.pop("decoder.x1_1.block.conv2.weight"))
     with pytest.raises(ValueError, match=r"1 .*missing.*decoder\.x1_1\.block\.conv2\.weight"):
-        nestedseg.from_pretrained(folder)
+        nestedseg.from_pretrained(one_head)
 
 
-def test_a_missing_buffer_is_missed_too(folder):
-    edit_weights(folder, lambda tensors: tensors.pop("encoder.x0_0.norm1.running_mean"))
+def test_a_missing_buffer_is_missed_too(one_head):
+    edit_weights(one_head, lambda tensors: tensors.pop("encoder.x0_0.norm1.running_mean"))
     with pytest.raises(ValueError, match="running_mean"):
-        nestedseg.from_pretrained(folder)
+        nestedseg.from_pretrained(one_head)
 
 
-def test_a_surplus_tensor_is_named(folder):
-    edit_weights(folder, lambda tensors: tensors.update(surplus=torch.zeros(2)))
+def test_a_surplus_tensor_is_named(one_head):
+    edit_weights(one_head, lambda tensors: tensors.update(surplus=torch.zeros(2)))
     with pytest.raises(ValueError, match=r"unknown.*surplus"):
-        nestedseg.from_pretrained(folder)
+        nestedseg.from_pretrained(one_head)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1), (4,), (1, 4, 1, 2), (0, 4, 1, 1), (4, 1, 1, 1)])
-def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder, shape):
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(one_head, shape):
     """Also where a copy would broadcast."""
-    edit_weights(folder, lambda tensors: tensors.update(
+    edit_weights(one_head, lambda tensors: tensors.update(
         {"decoder.head_x0_2.weight": torch.zeros(shape)}))
     with pytest.raises(ValueError, match=r"decoder\.head_x0_2\.weight") as error:
-        nestedseg.from_pretrained(folder)
+        nestedseg.from_pretrained(one_head)
     assert str(shape) in str(error.value) and "(1, 4, 1, 1)" in str(error.value)
 
 
@@ -261,7 +312,43 @@ def test_a_config_that_is_no_config_is_refused(folder, text):
         nestedseg.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("version", [..., None, 0, 2, 10 ** 30, "1", 1.0, True, [1]], ids=repr)
+def test_a_later_schema_says_which_nestedseg_to_install(folder):
+    edit(folder, schema_version=3, nestedseg_version="1.20.3")
+    with pytest.raises(ValueError, match=r"versions 1 to 2.*pip install \"nestedseg>=1\.20\.3\""):
+        nestedseg.from_pretrained(folder)
+    for writer in (..., 5, "1.0; rm -r x", "", "1.0\n", ["1.0"]):
+        edit(folder, nestedseg_version=writer)
+        with pytest.raises(ValueError, match=r"pip install --upgrade nestedseg$"):
+            nestedseg.from_pretrained(folder)
+
+
+def test_an_earlier_schema_is_read(folder, model):
+    edit(folder, schema_version=1, nestedseg_version=..., class_names=..., training=...)
+    assert same_model(nestedseg.from_pretrained(folder), model)
+
+
+def test_what_is_known_of_a_model_is_saved(tmp_path):
+    model = make(classes=2, class_names=["background", "nucleus"])
+    model.save_pretrained(tmp_path)
+    assert nestedseg.from_pretrained(tmp_path, 1).config["class_names"] == ["background", "nucleus"]
+    for names in (["a"], ["a", "a"], ["a", 5], "ab", ["a", ""], ["a", "b\n"], ["a", "x" * 300]):
+        with pytest.raises((TypeError, ValueError), match="class_names"):
+            make(classes=2, class_names=names)
+
+
+def test_a_buffer_that_nobody_can_compute_is_refused():
+    """Or it would hold whatever lay in memory."""
+    with torch.device("meta"):
+        ghost = torch.nn.Linear(2, 1)
+        ghost.register_buffer("scale", torch.ones(1), persistent=False)
+    with pytest.raises(ValueError, match="the buffer 'scale' of a Linear"):
+        fill(ghost, {"weight": torch.ones(1, 2), "bias": torch.ones(1)})
+    ghost.init_non_persistent_buffers = lambda: ghost.scale.fill_(3)
+    fill(ghost, {"weight": torch.ones(1, 2), "bias": torch.ones(1)})
+    assert ghost(torch.ones(1, 2)).item() == 3 and ghost.scale.item() == 3
+
+
+@pytest.mark.parametrize("version", [..., None, 0, 3, 10 ** 30, "1", 1.0, True, [1]], ids=repr)
 def test_an_unknown_schema_version_is_refused(folder, version):
     edit(folder, schema_version=version)
     with pytest.raises(ValueError, match="version"):
@@ -362,7 +449,7 @@ def test_hostile_values_are_refused_before_anything_is_allocated(folder, name, l
         changes["preprocessing"] = whole | changes["preprocessing"]
     edit(folder, **changes)
     start = time.process_time()
-    with pytest.raises((ValueError, TypeError), match=r"config\.json|model\.safetensors") as error:
+    with pytest.raises(ValueError, match=r"config\.json|model.*\.safetensors") as error:
         nestedseg.from_pretrained(folder)
     assert time.process_time() - start < 5
     assert len(str(error.value)) < 2000
@@ -434,6 +521,12 @@ def two_models():
     return make(), make("unet_plus", seed=1, encoder_channels=(3, 5, 7, 9), upsample="transpose")
 
 
+@pytest.fixture(scope="module")
+def one_file():
+    """A model of one head."""
+    return make("unet", seed=2, encoder_channels=(5, 4, 3), deep_supervision=False)
+
+
 def which(folder, models):
     """0 or 1: the folder holds this model and nothing of the other."""
     loaded = nestedseg.from_pretrained(folder)
@@ -441,8 +534,12 @@ def which(folder, models):
     return index
 
 
-@pytest.mark.parametrize("how", ["error", "kill"])
-def test_a_save_stopped_at_any_moment_leaves_one_model_whole(two_models, tmp_path, how):
+@pytest.mark.parametrize("how, kinds", [("error", "two files, one"), ("kill", "two files, one"),
+                                        ("kill", "one file, two"), ("kill", "two files, three")])
+def test_a_save_stopped_at_any_moment_leaves_one_model_whole(two_models, one_file, tmp_path, how,
+                                                             kinds):
+    two_models = {"two files, three": two_models, "two files, one": (two_models[0], one_file),
+                  "one file, two": (one_file, two_models[0])}[kinds]
     old, new = two_models
     outcomes = []
     for number in range(100):
@@ -459,7 +556,7 @@ def test_a_save_stopped_at_any_moment_leaves_one_model_whole(two_models, tmp_pat
     assert len(outcomes) > 3  # two files cannot be replaced in fewer steps
     assert outcomes == sorted(outcomes)  # the old one up to some moment, then the new one
     assert outcomes[0] == 0 and outcomes[-1] == 1
-    assert files(tmp_path) == [CONFIG, WEIGHTS]  # the last save swept up after the others
+    assert files(tmp_path) == saved(new)  # the last save swept up after the others
 
 
 def test_a_first_save_that_is_killed_leaves_no_half_model(model, tmp_path):
@@ -475,7 +572,9 @@ def test_a_first_save_that_is_killed_leaves_no_half_model(model, tmp_path):
     assert number > 3
 
 
-def test_kill_9_at_random_moments_leaves_one_model_whole(two_models, tmp_path):
+@pytest.mark.parametrize("other", ["three files", "one file"])
+def test_kill_9_at_random_moments_leaves_one_model_whole(two_models, one_file, tmp_path, other):
+    two_models = two_models if other == "three files" else (two_models[0], one_file)
     two_models[0].save_pretrained(tmp_path)
     rng, found = random.Random(0), []
 
@@ -493,7 +592,7 @@ def test_kill_9_at_random_moments_leaves_one_model_whole(two_models, tmp_path):
     assert set(found) == {0, 1}  # or it was never killed after a save
     two_models[1].save_pretrained(tmp_path)
     assert which(tmp_path, two_models) == 1
-    assert files(tmp_path) == [CONFIG, WEIGHTS]
+    assert files(tmp_path) == saved(two_models[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -506,15 +605,14 @@ def test_the_dtype_is_kept(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("to", [torch.int64, torch.float16])
-def test_a_tensor_of_another_dtype_is_refused(tmp_path, to):
-    model = make()
-    model.save_pretrained(tmp_path)
-    tensors = safetensors.torch.load_file(tmp_path / WEIGHTS)
-    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
-    tensors[name] = tensors[name].to(to)
-    safetensors.torch.save_file(tensors, tmp_path / WEIGHTS)
+def test_a_tensor_of_another_dtype_is_refused(one_head, to):
+    def change(tensors):
+        name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+        tensors[name] = tensors[name].to(to)
+
+    edit_weights(one_head, change)
     with pytest.raises(ValueError, match=r"int64|mixes"):
-        nestedseg.from_pretrained(tmp_path)
+        nestedseg.from_pretrained(one_head)
 
 
 def test_tensors_that_a_model_shares_are_written_once(tmp_path):

@@ -6,10 +6,10 @@ Read off their configuration and tensors: the package itself is not imported.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
 from nestedseg import storage
@@ -28,8 +28,9 @@ from nestedseg.convert.weights import (
     refuse,
     refuse_leftovers,
 )
-from nestedseg.errors import show
+from nestedseg.errors import blamed, show
 from nestedseg.model import SegmentationModel
+from nestedseg.remote import Repo, is_repo_id
 
 LAST = {"Identity": None, "Sigmoid": "sigmoid", "Softmax": "softmax2d"}  # layers, by activation
 # The kinds of layers outside of the encoder, by the name of their class; a block without layers is
@@ -65,6 +66,7 @@ def from_smp(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
     Raises:
         ValueError: a layer or option that has no counterpart, or weights that do not fit.
         FileNotFoundError: no such file.
+        HubError: a file cannot be downloaded.
     """
     if isinstance(source, nn.Module):
         state = check_state(source.state_dict(), "the model")
@@ -77,17 +79,16 @@ def from_smp(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
             return from_files(config, Path(source), task)
         where = "the state dict" if isinstance(source, Mapping) else repr(str(source))
         return convert(config, read_state(source), where, task)
-    files = (storage.CONFIG, storage.WEIGHTS)
     if Path(source).is_dir():
-        paths = [storage.find(Path(source), name) for name in files]
-    elif isinstance(source, str) and source.count("/") == 1 and all(source.split("/")):
-        paths = [Path(hf_hub_download(source, name, revision=revision, token=token,
-                                      cache_dir=cache_dir, local_files_only=local_files_only))
-                 for name in files]
+        find = partial(find_file, Path(source))
+    elif isinstance(source, str) and is_repo_id(source):
+        find = Repo(source, revision, token=token, cache_dir=cache_dir,
+                    local_files_only=local_files_only).get
     else:
         raise FileNotFoundError(f"no file or folder {str(source)!r}, nor can it be the 'user/name' "
                                 "of a repository")
-    return from_files(read_config(paths[0]) if config is None else config, paths[1], task)
+    config = read_config(find(storage.CONFIG)) if config is None else config
+    return from_files(config, find(storage.WEIGHTS), task)
 
 
 def recognises(config: Any) -> bool:
@@ -109,9 +110,23 @@ def from_files(config: Mapping[str, Any], weights: Path,
     return convert(config, weights, repr(str(weights)), task)
 
 
+def find_file(directory: Path, name: str) -> Path:
+    """A file of a folder.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    path = storage.find(directory, name)
+    if path is None:
+        raise FileNotFoundError(f"{str(directory)!r} holds no model of segmentation_models.pytorch "
+                                f"that can be read: {name} is missing, and nothing is unpickled")
+    return path
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The object in a ``save_pretrained`` folder's config.json."""
-    data = storage.read_config(path.parent)
+    with blamed(repr(str(path))):
+        data = storage.read_json(path)
     if not recognises(data):
         raise ValueError(f"{str(path)!r} was not written by segmentation_models.pytorch: "
                          f"'_model_class' or 'encoder_name' is missing; it has {show([*data])}")
@@ -124,17 +139,20 @@ def convert(config: Mapping[str, Any], weights: State | Path, where: str,
     theirs = Theirs.parse(config)
     encoder = match(theirs.encoder_name)
     ours, modules = mirror(theirs, encoder, task)
-    needed = plan(ours)
-    shapes = (storage.read_shapes(weights) if isinstance(weights, Path) else
-              {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    model = plan(ours)
+    needed = storage.own_tensors(model)
+    with blamed(where):
+        shapes = (storage.read_shapes(weights) if isinstance(weights, Path) else
+                  {name: tuple(tensor.shape) for name, tensor in weights.items()})
     names, unknown = pair_encoder(encoder, needed, shapes)
     others, left = pair(modules, needed, shapes.keys() - set(names.values()))
     left = {name for name in left if not name.startswith("encoder.")}  # they reach no feature
     refuse_leftovers(left | unknown, "segmentation_models.pytorch")
     names |= others
     check_shapes(needed, names, shapes, where)  # before any is read: a stranger's may be huge
-    state = storage.read_tensors(weights) if isinstance(weights, Path) else weights
-    return fill(ours, needed, {own: state[name] for own, name in names.items()}, where)
+    state = (storage.read_tensors(weights, names.values()) if isinstance(weights, Path)
+             else weights)
+    return fill(model, {own: state[name] for own, name in names.items()}, where)
 
 
 def live_config(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, Any]:

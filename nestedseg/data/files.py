@@ -1,17 +1,15 @@
-"""Image and label files: reading them, and pairing them by name."""
+"""Image and label files: what kinds there are, listing them, and pairing them by name."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from nestedseg.extras import require
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SUFFIXES = {2: (".png", ".jpg", ".jpeg", ".tif", ".tiff"), 3: (".nii.gz", ".nii", ".npy")}
 
 
 class Pair(NamedTuple):
@@ -21,23 +19,56 @@ class Pair(NamedTuple):
     label: Path
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """The PNG, JPEG and TIFF files in a folder, sorted by name; other files are passed over.
+def split_name(path: Path) -> tuple[str, str]:
+    """A file's name without suffix, and the suffix: ``a.nii.gz`` -> ``("a", ".nii.gz")``."""
+    name = path.name
+    known = (suffix for suffix in itertools.chain(*SUFFIXES.values())
+             if name.lower().endswith(suffix))
+    cut = len(name) - len(next(known, path.suffix))
+    return name[:cut], name[cut:]
+
+
+def spatial_axes(paths: Iterable[Path]) -> int:
+    """2 if the files are pictures, 3 if they are volumes.
 
     Raises:
-        ValueError: ``folder`` is no folder, it holds no such file, or two with one name and
-            different suffixes: labels are found, and results written, by the name alone.
+        ValueError: they are of both kinds, or one is of another kind.
+    """
+    first: dict[int, Path] = {}
+    for path in paths:
+        suffix = split_name(path)[1].lower()
+        dims = next((dims for dims, known in SUFFIXES.items() if suffix in known), None)
+        if dims is None:
+            raise ValueError(f"{path} is no image ({_kinds()})")
+        first.setdefault(dims, path)
+    if len(first) > 1:
+        raise ValueError(f"{first[2]} is a picture and {first[3]} a volume; files of one kind "
+                         "are needed")
+    return next(iter(first))
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The pictures or volumes in a folder, sorted by name; other files are passed over.
+
+    Pictures are PNG, JPEG and TIFF, volumes NIfTI and ``.npy``.
+
+    Raises:
+        ValueError: ``folder`` is no folder, it holds no such file, files of both kinds, or two with
+            one name and different suffixes: labels are found, and results written, by the name
+            alone.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
+    known = tuple(itertools.chain(*SUFFIXES.values()))
     paths = sorted((path for path in folder.iterdir()
-                    if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")),
-                   key=lambda path: (path.stem, path.name))
+                    if split_name(path)[1].lower() in known and not path.name.startswith(".")),
+                   key=lambda path: (split_name(path)[0], path.name))
     if not paths:
-        raise ValueError(f"{folder} holds no image ({', '.join(SUFFIXES)})")
+        raise ValueError(f"{folder} holds no image ({_kinds()})")
+    spatial_axes(paths)
     for path, following in itertools.pairwise(paths):
-        if path.stem == following.stem:
+        if split_name(path)[0] == split_name(following)[0]:
             raise ValueError(f"{path} and {following} have the same name; files are told apart "
                              "by it, whatever their suffix")
     return paths
@@ -47,17 +78,19 @@ def find_pairs(images: str | Path, labels: str | Path) -> list[Pair]:
     """Pair the files of two folders by their name without suffix: ``a.tif`` with ``a.png``.
 
     Raises:
-        ValueError: a file has no partner, or a folder is none that `list_images` takes.
+        ValueError: a file has no partner, or one of another kind, or a folder is none that
+            `list_images` takes.
     """
     image_files, label_files = (
-        {path.stem: path for path in list_images(folder)} for folder in (images, labels))
+        {split_name(path)[0]: path for path in list_images(folder)} for folder in (images, labels))
     for files, others, kind, folder in ((image_files, label_files, "label", labels),
                                         (label_files, image_files, "image", images)):
         missing = sorted(files.keys() - others.keys())
         if missing:
             raise ValueError(f"{files[missing[0]]} has no {kind} of the same name in {folder}"
                              + _and_more(len(missing)))
-    return [Pair(path, label_files[stem]) for stem, path in image_files.items()]
+    spatial_axes([*image_files.values(), *label_files.values()])
+    return [Pair(path, label_files[name]) for name, path in image_files.items()]
 
 
 def split_pairs(pairs: Sequence[Pair], fraction: float,
@@ -81,58 +114,8 @@ def split_pairs(pairs: Sequence[Pair], fraction: float,
             [pair for index, pair in enumerate(pairs) if index in chosen])
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read an image at its full bit depth.
-
-    Returns:
-        ``(H, W)`` or RGB ``(H, W, 3)``; uint8, uint16 or, from TIFF, float. Transparency is
-        dropped.
-
-    Raises:
-        ValueError: the file is missing, unreadable, or holds several pages.
-    """
-    cv2 = require("cv2")
-    try:
-        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
-    except OSError as error:
-        raise ValueError(f"cannot read the image {path}: {error.strerror}") from error
-    # OpenCV refuses an empty buffer, and answers a damaged one with no page.
-    pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1] if data.size else ()
-    if len(pages) != 1:
-        what = _stack(len(pages)) if pages else "it is damaged or of another format"
-        raise ValueError(f"cannot read the image {path}: {what}")
-    image = pages[0]
-    # OpenCV keeps colours in the order BGR(A).
-    return image if image.ndim == 2 else np.ascontiguousarray(image[..., 2::-1])
-
-
-def read_label(path: str | Path) -> np.ndarray:
-    """Read a label image as the numbers it holds: class indices, instances, 0/1 or 0/255.
-
-    Returns:
-        ``(H, W)``, an unsigned or signed integer; palette images give indices, 1-bit images 0/1.
-
-    Raises:
-        ValueError: the file is missing, unreadable, holds several pages, or colours in place of
-            numbers.
-    """
-    pillow = require("PIL.Image")
-    try:
-        with pillow.open(path) as image:
-            pages, label = getattr(image, "n_frames", 1), np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises each for a damaged file
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot read the label {path}: {reason}") from error
-    if pages != 1:
-        raise ValueError(f"cannot read the label {path}: {_stack(pages)}")
-    if label.ndim != 2 or label.dtype.kind == "f":
-        raise ValueError(f"the label {path} holds colours or fractions (Pillow mode "
-                         f"{image.mode!r}); expected one whole number per pixel")
-    return label.astype(np.uint8) if label.dtype == bool else label
-
-
-def _stack(pages: int) -> str:
-    return f"it is a stack of {pages} pages; expected one picture in a file"
+def _kinds() -> str:
+    return "; ".join(", ".join(suffixes) for suffixes in SUFFIXES.values())
 
 
 def _and_more(count: int) -> str:

@@ -2,69 +2,97 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from nestedseg.data.files import Pair, read_image, read_label
-from nestedseg.preprocess import to_unit
+from nestedseg.data import pictures, volumes
+from nestedseg.data.files import Pair, spatial_axes
+from nestedseg.preprocess import Moments, measure, to_float
 
-KEEP_BYTES = 2 * 2**30  # decoded pictures kept in memory; the rest are read again when needed
+KEEP_BYTES = 2 * 2**30  # decoded images kept in memory; the rest are read again when needed
+READ = {2: pictures.read_pair, 3: volumes.read_pair}
 
 
 class LabelledImages:
     """Pairs of image and label files: each is read and checked once here, then served by index.
 
     Args:
-        pairs: the files, as `nestedseg.data.find_pairs` gives them.
+        pairs: the files, as `nestedseg.data.find_pairs` gives them: pictures or volumes.
         classes: 1 = foreground or not; more = class indices 0 ... classes - 1.
         binary: labels are instance numbers or 0/255: every value above 0 is the foreground.
+        spacing: along D, H, W in mm, that volumes are resampled to; default: each its own.
 
     Attributes:
-        shapes: ``(H, W)`` of each image.
-        in_channels: 1 if every image is grey, else 3.
-        mean: of each channel over all pixels, on the scale [0, 1] that divides integer
-            images by their dtype's largest value.
+        dims: 2 for pictures, 3 for volumes.
+        shapes: ``(H, W)`` or ``(D, H, W)`` of each image.
+        spacings: the size of each image's pixels, 1 in pictures.
+        in_channels: 1 if every image has one channel, else how many the others have.
+        moments: of each image, on the scale that `nestedseg.preprocess` starts from.
+        mean: of each channel over all pixels of all images.
         std: likewise.
         foreground: the fraction of pixels whose class is not 0.
 
     Raises:
         ValueError: no pair given; a file that cannot be read; an image and a label that differ in
-            size; a label value that is no class. The message names the file and its partner.
+            size or place; volumes that differ in channels; a label value that is no class. The
+            message names the file and its partner.
     """
 
-    def __init__(self, pairs: Sequence[Pair], classes: int = 1, binary: bool = False):
+    def __init__(self, pairs: Sequence[Pair], classes: int = 1, binary: bool = False,
+                 spacing: Sequence[float] | None = None):
         if not pairs:
             raise ValueError("no image and label given; at least one pair is needed")
         if binary and classes != 1:
             raise ValueError(f"binary labels have one class, the foreground; got {classes} classes")
         self.pairs, self.classes, self.binary = list(pairs), classes, binary
+        self.spacing = None if spacing is None else check_spacing(spacing)
+        self.dims = spatial_axes(path for pair in self.pairs for path in pair)
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._room = KEEP_BYTES
-        self.shapes: list[tuple[int, int]] = []
-        moments = [self._admit(index) for index in range(len(self.pairs))]
-        self.in_channels = max(len(each.mean) for each in moments)
-        self.mean, self.std = _mean_and_std(moments, self.in_channels)
-        pixels = [each.pixels for each in moments]
-        self.foreground = float(np.average([each.foreground for each in moments], 0, pixels))
+        self.shapes: list[tuple[int, ...]] = []
+        self.spacings: list[tuple[float, ...]] = []
+        self.moments: list[Moments] = []
+        fractions = [self._admit(index) for index in range(len(self.pairs))]
+        pixels = [np.prod(shape, dtype=float) for shape in self.shapes]
+        self.in_channels = self._channels()
+        whole = _together(self.moments, self.in_channels, pixels)
+        self.mean, self.std = whole.mean.tolist(), whole.std.tolist()
+        self.foreground = float(np.average(fractions, 0, pixels))
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The image ``(H, W)`` or ``(H, W, 3)`` as stored, and its class indices, ``(H, W)``."""
-        return self._kept[index] if index in self._kept else self._read(index)
+        """The image, ``(*spatial)`` or ``(*spatial, C)``, and its class indices ``(*spatial)``.
 
-    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        pair = self.pairs[index]
-        try:
-            image, label = read_image(pair.image), read_label(pair.label)
-        except ValueError as error:
-            raise ValueError(f"{error} (pair: {pair.image}, {pair.label})") from error
-        return image, self._class_indices(label, pair)
+        Pictures come as stored, volumes as float32 in canonical orientation.
+        """
+        return self._kept[index] if index in self._kept else self._read(index)[:2]
 
-    def _class_indices(self, label: np.ndarray, pair: Pair) -> np.ndarray:
+    def preprocessing(self, standardise: bool | None = None) -> dict[str, Any]:
+        """What a model that is trained on these images does to any image, as
+        `SegmentationModel.set_preprocessing` takes it.
+
+        Args:
+            standardise: each image by its own mean and standard deviation, rather than by those of
+                all. Default: volumes are, for the numbers of an MRI scan have no unit; those of CT
+                have.
+        """
+        standardise = self.dims == 3 if standardise is None else standardise
+        zeros = [0.0] * self.in_channels
+        mean, std = (zeros, [1.0] * len(zeros)) if standardise else (self.mean, self.std)
+        return {"input_range": [0.0, 1.0], "mean": mean, "std": std, "standardise": standardise,
+                "spacing": self.spacing}
+
+    def class_indices(self, label: np.ndarray, pair: Pair) -> np.ndarray:
+        """A label as it was read, as class indices.
+
+        Raises:
+            ValueError: a value that is no class.
+        """
         if self.binary:
             return (label > 0).astype(np.uint8)
         largest = max(self.classes - 1, 1)
@@ -75,34 +103,46 @@ class LabelledImages:
                              f"must be from 0 to {largest}{hint}")
         return label.astype(np.uint8 if largest < 256 else np.int32)
 
-    def _admit(self, index: int) -> _Moments:
-        """Check a pair, keep it if there is room, and measure it."""
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
         pair = self.pairs[index]
-        image, target = self._read(index)
-        if image.shape[:2] != target.shape:
-            raise ValueError(f"{pair.image} is {image.shape[1]} x {image.shape[0]} pixels, its "
-                             f"label {pair.label} {target.shape[1]} x {target.shape[0]}")
+        try:
+            image, label, spacing = READ[self.dims](pair, self.spacing)
+        except ValueError as error:
+            raise ValueError(f"{error} (pair: {pair.image}, {pair.label})") from error
+        return image, self.class_indices(label, pair), spacing
+
+    def _admit(self, index: int) -> float:
+        """Check a pair, keep it if there is room, measure it; its fraction of foreground."""
+        image, target, spacing = self._read(index)
         self.shapes.append(target.shape)
+        self.spacings.append(spacing)
         self._room -= image.nbytes + target.nbytes
         if self._room >= 0:
             self._kept[index] = image, target
-        values = to_unit(image).reshape(target.size, -1)
-        return _Moments(target.size, (target > 0).mean(), values.mean(0, np.float64),
-                        np.square(values).mean(0, np.float64))
+        self.moments.append(measure([to_float(image.reshape(*target.shape, -1))]))
+        return (target > 0).mean()
+
+    def _channels(self) -> int:
+        counts = [len(each.mean) for each in self.moments]
+        if self.dims == 3 and len(set(counts)) > 1:
+            other = next(n for n, count in enumerate(counts) if count != counts[0])
+            raise ValueError(f"{self.pairs[0].image} has {counts[0]} channels, "
+                             f"{self.pairs[other].image} {counts[other]}")
+        return max(counts)
 
 
-class _Moments(NamedTuple):
-    pixels: int
-    foreground: float
-    mean: np.ndarray  # of each channel
-    mean_square: np.ndarray
+def check_spacing(spacing: Sequence[float]) -> list[float]:
+    """Three lengths in mm.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if len(spacing) != 3 or not all(0 < length < math.inf for length in spacing):
+        raise ValueError(f"spacing needs three lengths in mm, along D, H and W, got {spacing}")
+    return [float(length) for length in spacing]
 
 
-def _mean_and_std(moments: list[_Moments], channels: int) -> tuple[list[float], list[float]]:
+def _together(moments: list[Moments], channels: int, pixels: list[float]) -> Moments:
     """Over all images, weighted by their pixels; a grey image counts for every channel."""
-    weights = [each.pixels for each in moments]
-    mean = np.average([np.broadcast_to(each.mean, channels) for each in moments], 0, weights)
-    square = np.average([np.broadcast_to(each.mean_square, channels) for each in moments], 0,
-                        weights)
-    std = np.sqrt(np.clip(square - mean**2, 0, None))
-    return mean.tolist(), np.where(std > 0, std, 1).tolist()
+    return Moments(*(np.average([np.broadcast_to(each, channels) for each in kind], 0, pixels)
+                     for kind in zip(*moments)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from nestedseg.data.labelled import LabelledImages
 
+FOREGROUND = {2: 0.0, 3: 1 / 3}  # pictures are mostly full of it; a third is nnU-Net's
 CONTRAST = (0.8, 1.25)
 BRIGHTNESS = (-0.25, 0.25)  # in standard deviations of the normalised image
 
@@ -24,15 +26,26 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         images: where patches are cut from. One smaller than the patch is reflected at its border.
-        size: height and width of a patch in pixels.
-        prepare: a raw ``(H, W)`` or ``(H, W, 3)`` array to a normalised tensor ``(1, C, H, W)``.
-        seed: of positions and augmentation (flips, quarter turns, brightness, contrast).
+        size: of a patch in pixels along each axis, or one number for all.
+        prepare: ``prepare(raw, moments=moments)``, a raw ``(*spatial)`` or ``(*spatial, C)`` part
+            of an image, and the moments of the whole, to a normalised tensor ``(1, C, *spatial)``.
+        seed: of positions and augmentation (mirroring, turns, brightness, contrast).
+        foreground: the fraction of patches that are centred on a pixel of the foreground, as far
+            as the border lets them; the others lie anywhere. Default: 0 in pictures, 1/3 in
+            volumes.
+        mirror: also mirrored and turned by quarters, where pixels are as long as they are wide.
     """
 
-    def __init__(self, images: LabelledImages, size: int,
-                 prepare: Callable[[np.ndarray], Tensor], seed: int = 0):
-        self.images, self.size, self.prepare, self.seed = images, size, prepare, seed
-        tiles = [-(-height // size) * -(-width // size) for height, width in images.shapes]
+    def __init__(self, images: LabelledImages, size: int | Sequence[int],
+                 prepare: Callable[..., Tensor], seed: int = 0, foreground: float | None = None,
+                 mirror: bool = True):
+        self.images, self.prepare, self.seed, self.mirror = images, prepare, seed, mirror
+        self.size = (size,) * images.dims if isinstance(size, int) else tuple(size)
+        if len(self.size) != images.dims:
+            raise ValueError(f"a patch of these images has {images.dims} axes, got {self.size}")
+        self.foreground = FOREGROUND[images.dims] if foreground is None else foreground
+        tiles = [np.prod([-(-length // side) for length, side in zip(shape, self.size)])
+                 for shape in images.shapes]
         # Shuffled once, so that an epoch of fewer patches than this sees images from everywhere.
         self._image_of = np.random.default_rng(seed).permutation(
             np.repeat(np.arange(len(images)), tiles))
@@ -42,14 +55,42 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         return len(self._image_of)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        """Patch ``(C, size, size)``, normalised, and its class indices ``(size, size)``, int64."""
+        """Patch ``(C, *size)``, normalised, and its class indices ``(*size)``, int64."""
         rng = np.random.default_rng([self.seed, number])
-        image, target = self.images[self._image_of[number % len(self)]]
-        image, target = _crop(image, target, self.size, rng)
-        patch = self.prepare(image)[0]
-        patch, labels = _turn(patch, torch.from_numpy(target.astype(np.int64)), rng)
+        index = self._image_of[number % len(self)]
+        image, target = self._crop(*self.images[index], rng)
+        patch = self.prepare(image, moments=self.images.moments[index])[0]
+        labels = torch.from_numpy(target.astype(np.int64))
+        if self.mirror:
+            patch, labels = _mirror(patch, labels, self.images.spacings[index], rng)
         patch = patch * rng.uniform(*CONTRAST) + rng.uniform(*BRIGHTNESS)
         return patch.contiguous(), labels.contiguous()
+
+    def _crop(self, image: np.ndarray, target: np.ndarray,
+              rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        lack = [max(0, side - length) for side, length in zip(self.size, target.shape)]
+        if any(lack):
+            margin = [(gap // 2, gap - gap // 2) for gap in lack]
+            image = np.pad(image, margin + [(0, 0)] * (image.ndim - target.ndim), mode="reflect")
+            target = np.pad(target, margin, mode="reflect")
+        room = [length - side for length, side in zip(target.shape, self.size)]
+        corner = self._around_foreground(target, rng)
+        if corner is None:
+            corner = [rng.integers(most + 1) for most in room]
+        window = tuple(slice(start, start + side) for start, side
+                       in zip(np.clip(corner, 0, room), self.size))
+        return image[window], target[window]
+
+    def _around_foreground(self, target: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+        """The corner of a patch around a random pixel of the foreground, for some of the patches;
+        it may lie outside of the image."""
+        if not self.foreground or rng.random() >= self.foreground:
+            return None
+        pixels = np.flatnonzero(target)
+        if not len(pixels):
+            return None
+        centre = np.unravel_index(pixels[rng.integers(len(pixels))], target.shape)
+        return np.subtract(centre, [side // 2 for side in self.size])
 
 
 class EpochSampler(Sampler[int]):
@@ -75,21 +116,17 @@ class EpochSampler(Sampler[int]):
         yield from (self.epoch * self.length + order).tolist()
 
 
-def _crop(image: np.ndarray, target: np.ndarray, size: int,
-          rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    lack = [max(0, size - length) for length in target.shape]
-    if any(lack):
-        margin = [(gap // 2, gap - gap // 2) for gap in lack]
-        image = np.pad(image, margin + [(0, 0)] * (image.ndim - 2), mode="reflect")
-        target = np.pad(target, margin, mode="reflect")
-    top, left = (int(rng.integers(length - size + 1)) for length in target.shape)
-    window = slice(top, top + size), slice(left, left + size)
-    return image[window], target[window]
+def _mirror(patch: Tensor, labels: Tensor, spacing: Sequence[float],
+            rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """One of the symmetries of the box, the same for both: eight for a square.
 
-
-def _turn(patch: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """One of the eight symmetries of the square, the same for both."""
-    turns, flip = int(rng.integers(4)), bool(rng.integers(2))
-    both = (torch.rot90(each, turns, (-2, -1)) for each in (patch, labels))
-    patch, labels = (each.flip(-1) if flip else each for each in both)
-    return patch, labels
+    Axes change places only where pixels and patch are of one length along them.
+    """
+    flips = [axis - labels.ndim for axis in range(labels.ndim) if rng.integers(2)]
+    order = list(range(-labels.ndim, 0))
+    for axis in range(1, labels.ndim):  # Fisher and Yates, within axes that are alike
+        alike = [other for other in range(axis + 1) if labels.shape[other] == labels.shape[axis]
+                 and math.isclose(spacing[other], spacing[axis], rel_tol=0.01)]
+        other = alike[rng.integers(len(alike))]
+        order[axis], order[other] = order[other], order[axis]
+    return patch.flip(flips).permute(0, *order), labels.flip(flips).permute(*order)
