@@ -31,13 +31,13 @@ from nestedseg.version import __version__
 SCHEMA_VERSION = 2
 # What makes a config of one version one of the next.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    1: lambda data: data,  # 2 added class_names and training, which need not be there
+    1: lambda data: data,  # 2 added fields that need not be there
 }
 MAX_NUMBER = 1e9  # mean, std and range of an image
 MAX_SMALLEST = 4096  # pixels
+MAX_KERNEL = 31  # of a head, in pixels
 MAX_TEXT = 200  # characters of a name or a value that people read
 MAX_FACTS = 1_000
-MAX_KERNEL = 31  # of a head, in pixels
 OUTPUTS = ("deepest", "ensemble")
 
 
@@ -141,8 +141,8 @@ class Config:
         """As JSON-able values, with the graph in full and its name."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data = {key: list(v) if isinstance(v, tuple) else v for key, v in data.items()}
-        for key in ("preprocessing", "training", "norm", "activation"):
-            data[key] = copy.deepcopy(data[key])
+        data |= {key: copy.deepcopy(data[key])
+                 for key in ("preprocessing", "norm", "activation", "training")}
         return {"schema_version": SCHEMA_VERSION, "topology": self.graph.name,
                 **data, "graph": self.graph.to_dict()}
 
@@ -163,6 +163,20 @@ class Config:
         return cls(graph=graph, **data)
 
 
+def check_choice(kind: str, choice: Any, allowed: Mapping[str, Any]) -> Choice:
+    """A norm or activation: its name, or an object of its name and options."""
+    name, options = split_choice(choice)
+    bounds = OPTIONS.get(choose(kind, name, allowed), {})
+    for key, value in options.items():
+        low, high = bounds[choose(f"option of {kind} {name!r}", key, bounds)]
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise ValueError(f"{kind} {name!r}: {key!r} must be a number from {low} to {high}, "
+                             f"got {show(value)}")
+    if "groups" in options:
+        whole(f"{kind} {name!r}: 'groups'", options["groups"], 1, MAX_CHANNELS)
+    return {"name": name, **options} if options else name
+
+
 def migrate(data: Mapping[str, Any]) -> dict[str, Any]:
     """A config of this schema version or an earlier one, brought to this one.
 
@@ -181,20 +195,6 @@ def migrate(data: Mapping[str, Any]) -> dict[str, Any]:
     for earlier in range(version, SCHEMA_VERSION):
         data = MIGRATIONS[earlier](data)
     return data
-
-
-def check_choice(kind: str, choice: Any, allowed: Mapping[str, Any]) -> Choice:
-    """A norm or activation: its name, or an object of its name and options."""
-    name, options = split_choice(choice)
-    bounds = OPTIONS.get(choose(kind, name, allowed), {})
-    for key, value in options.items():
-        low, high = bounds[choose(f"option of {kind} {name!r}", key, bounds)]
-        if type(value) not in (int, float) or not low <= value <= high:
-            raise ValueError(f"{kind} {name!r}: {key!r} must be a number from {low} to {high}, "
-                             f"got {show(value)}")
-    if "groups" in options:
-        whole(f"{kind} {name!r}: 'groups'", options["groups"], 1, MAX_CHANNELS)
-    return {"name": name, **options} if options else name
 
 
 def check_output(output: str | int, graph: Graph) -> None:

@@ -24,8 +24,8 @@ UPSAMPLINGS = ("nearest", "bilinear", "bilinear_corners", "bicubic", "transpose"
 NORMS: dict[str, Callable[..., nn.Module]] = {
     "batch": lambda channels, dims, **options: BATCH_NORM[dims](channels, **options),
     "instance": lambda channels, dims, **options: GroupNorm(channels, channels, **options),
-    "group": lambda channels, dims, groups=8, **options: GroupNorm(math.gcd(groups, channels),
-                                                                   channels, **options),
+    "group": lambda channels, dims, groups=8, **options: GroupNorm(
+        math.gcd(groups, channels), channels, **options),
 }
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),

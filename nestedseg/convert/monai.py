@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nestedseg import storage
 from nestedseg.config import Config
 from nestedseg.convert.monai_layers import DEPTH, decoder_block, encoder_blocks, heads, inspect
 from nestedseg.convert.monai_options import NETWORKS, Theirs
@@ -71,8 +72,9 @@ def from_monai(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
         where = "the state dict" if isinstance(source, Mapping) else repr(str(source))
         state = read_state(source)
     ours = mirror(theirs, task)
-    needed = plan(ours)
-    return fill(ours, needed, translate(theirs, ours.graph, needed, state), where)
+    model = plan(ours)
+    needed = storage.own_tensors(model)
+    return fill(model, translate(theirs, ours.graph, needed, state), where)
 
 
 def mirror(theirs: Theirs, task: str | None) -> Config:

@@ -65,6 +65,7 @@ def from_smp(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
     Raises:
         ValueError: a layer or option that has no counterpart, or weights that do not fit.
         FileNotFoundError: no such file.
+        HubError: a file cannot be downloaded.
     """
     if isinstance(source, nn.Module):
         state = check_state(source.state_dict(), "the model")
@@ -118,17 +119,20 @@ def convert(config: Mapping[str, Any], weights: State | Path, where: str,
     theirs = Theirs.parse(config)
     encoder = match(theirs.encoder_name)
     ours, modules = mirror(theirs, encoder, task)
-    needed = plan(ours)
-    shapes = (storage.read_shapes(weights) if isinstance(weights, Path) else
-              {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    model = plan(ours)
+    needed = storage.own_tensors(model)
+    with blamed(where):
+        shapes = (storage.read_shapes(weights) if isinstance(weights, Path) else
+                  {name: tuple(tensor.shape) for name, tensor in weights.items()})
     names, unknown = pair_encoder(encoder, needed, shapes)
     others, left = pair(modules, needed, shapes.keys() - set(names.values()))
     left = {name for name in left if not name.startswith("encoder.")}  # they reach no feature
     refuse_leftovers(left | unknown, "segmentation_models.pytorch")
     names |= others
     check_shapes(needed, names, shapes, where)  # before any is read: a stranger's may be huge
-    state = storage.read_tensors(weights, names.values()) if isinstance(weights, Path) else weights
-    return fill(ours, needed, {own: state[name] for own, name in names.items()}, where)
+    state = (storage.read_tensors(weights, names.values()) if isinstance(weights, Path)
+             else weights)
+    return fill(model, {own: state[name] for own, name in names.items()}, where)
 
 
 def live_config(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, Any]:

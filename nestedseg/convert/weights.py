@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nestedseg import meta, storage
 from nestedseg.config import Config
-from nestedseg.errors import show
+from nestedseg.errors import blamed, show
 from nestedseg.model import SegmentationModel, build
 
 PICKLED = (".pth", ".pt", ".bin")
@@ -35,7 +35,8 @@ def read_state(source: Mapping[str, Any] | str | Path) -> State:
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}")
     if path.suffix == ".safetensors":
-        return storage.read_tensors(path, storage.read_shapes(path))
+        with blamed(repr(str(path))):
+            return storage.read_tensors(path, storage.read_shapes(path))
     if path.suffix not in PICKLED:
         raise ValueError(f"{str(path)!r}: weights are read from .safetensors, or as a state dict "
                          f"from {', '.join(PICKLED)}")
@@ -76,19 +77,19 @@ def pair(modules: Mapping[str, str | None], needed: Iterable[str],
     return names, left
 
 
-def plan(config: Config) -> State:
-    """The tensors that a model of this configuration needs, on the meta device."""
+def plan(config: Config) -> SegmentationModel:
+    """The model of a configuration on the meta device: it takes no memory yet."""
     with torch.device("meta"):
-        return storage.own_tensors(build(config))
+        return build(config)
 
 
-def fill(config: Config, needed: Mapping[str, Tensor], state: Mapping[str, Tensor],
-         where: str) -> SegmentationModel:
-    """The model with these weights, in eval mode, in their dtype and on their device.
+def fill(model: SegmentationModel, state: Mapping[str, Tensor], where: str) -> SegmentationModel:
+    """The planned model with these weights, in eval mode, in their dtype and on their device.
 
     Raises:
         ValueError: a tensor that is missing, or of another shape or kind.
     """
+    needed = storage.own_tensors(model)
     check_shapes(needed, {name: name for name in state},
                  {name: tuple(tensor.shape) for name, tensor in state.items()}, where)
     for name, tensor in needed.items():
@@ -98,10 +99,8 @@ def fill(config: Config, needed: Mapping[str, Tensor], state: Mapping[str, Tenso
     dtypes = {tensor.dtype for tensor in floating}
     if len(dtypes) != 1:
         raise ValueError(f"{where} mixes {sorted(map(str, dtypes))}; expected one dtype")
-    with torch.device("meta"):
-        model = build(config)
     meta.fill(model, {name: state[name].detach().clone() for name in needed})
-    return model.to(floating[0].device).eval()
+    return model.to(device=floating[0].device, dtype=dtypes.pop()).eval()
 
 
 def refuse(layer: str, reason: str) -> ValueError:
