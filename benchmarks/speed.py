@@ -143,7 +143,7 @@ class Decode(nn.Module):
         decoder.add_module(f"head_{decoder.graph.heads[0]}", nn.Identity())  # SMP's is apart
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        return self.decoder(features[1:], self.depths)[0]
+        return self.decoder(features[self.decoder.graph.encoder_row:], self.depths)[0]
 
 
 def decoders(encoder: str, batch: int) -> tuple[nn.Module, nn.Module, nn.Module, list[Tensor]]:

@@ -1,5 +1,6 @@
 import copy
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -575,17 +576,18 @@ def test_a_first_save_that_is_killed_leaves_no_half_model(model, tmp_path):
 @pytest.mark.parametrize("other", ["three files", "one file"])
 def test_kill_9_at_random_moments_leaves_one_model_whole(two_models, one_file, tmp_path, other):
     two_models = two_models if other == "three files" else (two_models[0], one_file)
+    start = time.perf_counter()
     two_models[0].save_pretrained(tmp_path)
-    rng, found = random.Random(0), []
+    took = time.perf_counter() - start  # on a slow or busy disk a save may take long
+    rng, found = random.Random(0), [0]
 
     def work():
-        while True:
-            for model in two_models:
-                model.save_pretrained(tmp_path)
+        for index in itertools.count(1 + found[-1]):  # first the one that is not there
+            two_models[index % 2].save_pretrained(tmp_path)
 
     while len(found) < 15 or (set(found) != {0, 1} and len(found) < 100):
         pid = in_child(work)
-        time.sleep(rng.uniform(0.01, 0.3))  # a save may take this long where the disk is slow
+        time.sleep(rng.uniform(0, 0.05 + 3 * took))
         os.kill(pid, signal.SIGKILL)
         assert wait(pid) == -signal.SIGKILL
         found.append(which(tmp_path, two_models))
