@@ -52,6 +52,8 @@ class Config:
     stem: bool | int | tuple[int, ...] = False
     encoder_taps: tuple[int, ...] | None = None
     pyramid_channels: tuple[int, ...] | None = None
+    strides: tuple[tuple[int, ...], ...] | None = None
+    depth_strides: tuple[int, ...] | None = None
     upsample: str = "nearest"
     norm: str | None = "batch"
     activation: str = "relu"
@@ -60,7 +62,7 @@ class Config:
     output: str | int = "deepest"
     execution: str = "fast"
     pad_multiple: tuple[int, ...] = (1, 1)
-    pad_smallest: int = 1
+    pad_smallest: tuple[int, ...] = (1, 1)
     preprocessing: dict[str, Any] | None = None
     fused: bool = False
 
@@ -80,11 +82,12 @@ class Config:
         if type(self.fused) is not bool:
             raise TypeError(f"fused must be true or false, got {show(self.fused)}")
         check_output(self.output, self.graph)
-        for name, high in (("decoder_channels", MAX_CHANNELS), ("pad_multiple", MAX_SIDE)):
+        for name, high in (("decoder_channels", MAX_CHANNELS), ("pad_multiple", MAX_SIDE),
+                           ("pad_smallest", MAX_SMALLEST)):
             object.__setattr__(self, name, wholes(name, getattr(self, name), 1, high))
-        whole("pad_smallest", self.pad_smallest, 1, MAX_SMALLEST)
-        if len(self.pad_multiple) != self.dims:
-            raise ValueError(f"pad_multiple needs {self.dims} numbers, got {self.pad_multiple}")
+        for name in ("pad_multiple", "pad_smallest"):
+            if len(getattr(self, name)) != self.dims:
+                raise ValueError(f"{name} needs {self.dims} numbers, got {getattr(self, name)}")
         object.__setattr__(self, "preprocessing",
                            check_preprocessing(self.preprocessing, self.in_channels))
 
@@ -104,7 +107,7 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values, with the graph in full and its name."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
-        data = {key: list(v) if isinstance(v, tuple) else v for key, v in data.items()}
+        data = {key: _lists(value) for key, value in data.items()}
         data["preprocessing"] = copy.deepcopy(self.preprocessing)
         return {"schema_version": SCHEMA_VERSION, "topology": self.graph.name,
                 **data, "graph": self.graph.to_dict()}
@@ -156,6 +159,11 @@ def check_preprocessing(values: Any, channels: int) -> dict[str, Any]:
             raise ValueError(f"preprocessing {key!r} of a model with {channels} input channels "
                              f"cannot be {show(values[key])}")
     return {key: list(v) if isinstance(v, (list, tuple)) else v for key, v in values.items()}
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists, as JSON has them."""
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _numbers(value: Any, count: int) -> bool:

@@ -43,11 +43,12 @@ def conversion_of(module: nn.Module) -> Callable[..., None] | None:
 
 
 def depth_kernel(kernel: int, padding: int, dilation: int, stride: int, depth_stride: int) -> int:
-    """The kernel along depth: as high, or where depth is strided less, as long as loses no slice.
+    """The kernel along depth: as along height, or where depth is strided less, no longer than fits.
 
     With padding p and dilation d, n slices give n / s if d (k - 1) lies in [2 p, 2 p + s - 1].
+    Kernels that overlap without padding find it before them, or do without it on purpose.
     """
-    if depth_stride >= stride:
+    if depth_stride >= stride or (padding == 0 and kernel > stride):
         return kernel
     return min(kernel, 1 + (2 * padding + depth_stride - 1) // dilation)
 
@@ -70,7 +71,7 @@ def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 def sizes_of(module: nn.Module, depth_stride: int | None) -> None:
-    """Kernel, stride, padding and dilation along three axes; depth has those of the shorter side."""
+    """Kernel, stride, padding and dilation along three axes, depth's being the shorter side's."""
     kernel, stride = pair(module.kernel_size), pair(module.stride)
     padding, dilation = pair(module.padding), pair(getattr(module, "dilation", 1))
     short = kernel.index(min(kernel))

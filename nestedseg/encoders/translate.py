@@ -2,13 +2,14 @@
 
 The rule: what such code does to height and width alike is done to depth too. Squeeze-excitation's
 ``x.mean((2, 3))``, which over two of a volume's three axes would be wrong and raise no error,
-becomes ``x.mean((2, 3, 4))``. What it does to only one of them is refused.
+becomes ``x.mean((2, 3, 4))``. What it does to only one of them is refused. A translated call is
+left as it is, since translated modules lie within each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 VOLUME = 5  # axes
 # An image's axes -> a volume's: those reduced over, and those of channels moved to the end or back.
-AXES = {(0,): (0,), (1,): (1,), (2, 3): (2, 3, 4), (1, 2): (1, 2, 3), (1, 2, 3): (1, 2, 3, 4)}
+AXES = {(0,): (0,), (1,): (1,), (2, 3): (2, 3, 4), (1, 2): (1, 2, 3)}
 ORDERS = {(0, 2, 3, 1): (0, 2, 3, 4, 1), (0, 3, 1, 2): (0, 4, 1, 2, 3)}
 MODES = {"bilinear": "trilinear"}
 
@@ -60,7 +61,7 @@ class Translated:
         return _empty, (type(self).__bases__[1],), self.__dict__
 
 
-@lru_cache(maxsize=None)
+@cache
 def translated(cls: type[nn.Module]) -> type[nn.Module]:
     """The class with its forward translated."""
     return type(cls.__name__, (Translated, cls), {})
@@ -138,12 +139,12 @@ def along(position: int) -> Callable[..., Call]:
         if "axis" in kwargs:
             kwargs = {"dim" if key == "axis" else key: value for key, value in kwargs.items()}
         dim = args[position] if len(args) > position else kwargs.get("dim")
-        axes = [] if dim is None else list(dim) if isinstance(dim, (tuple, list)) else [dim]
-        key = tuple(sorted(axis % (VOLUME - 1) for axis in axes))
-        if axes and key not in AXES:
-            raise Untranslatable(f"along axes {key}, height and width not alike")
-        if key == AXES.get(key, ()):
+        axes = () if dim is None else tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)
+        if axes in ((), (-1,), *AXES.values()):  # -1 are channels: no code does so to width alone
             return function, args, kwargs
+        key = tuple(sorted(axis % (VOLUME - 1) for axis in axes))
+        if key not in AXES:
+            raise Untranslatable(f"along axes {key}, height and width not alike")
         if len(args) > position:
             return function, (*args[:position], AXES[key], *args[position + 1:]), kwargs
         return function, args, kwargs | {"dim": AXES[key]}
@@ -154,7 +155,7 @@ def permute(function: Callable[..., Tensor], args: tuple[Any, ...],
             kwargs: dict[str, Any]) -> Call:
     """Channels moved to the end, or back."""
     x, order = args[0], _sizes(args[1:], kwargs.get("dims"))
-    if not is_volume(x):
+    if not is_volume(x) or order in ORDERS.values():
         return function, args, kwargs
     if order not in ORDERS:
         raise Untranslatable(f"axes in the order {order}")
@@ -165,7 +166,7 @@ def reshape(function: Callable[..., Tensor], args: tuple[Any, ...],
             kwargs: dict[str, Any]) -> Call:
     """A value a channel, ``(..., 1, 1)``; of a volume, a shape that leaves the axes of space."""
     x, sizes = args[0], _sizes(args[1:], kwargs.get("shape"))
-    if sizes[-2:] == (1, 1) and len(sizes) in (VOLUME - 2, VOLUME - 1):
+    if sizes[-2:] == (1, 1) and sizes[-3] != 1 and len(sizes) in (VOLUME - 2, VOLUME - 1):
         return function, (x, (*sizes, 1)), {}
     if is_volume(x) and not is_pooled(x) and sizes[-3:] != tuple(x.shape[-3:]):
         raise Untranslatable("another shape for the axes of space")
@@ -185,13 +186,27 @@ def index(function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[s
     x, where = args
     if not isinstance(where, tuple) or len(where) < 3:
         return function, args, kwargs
-    if where[-2:] == (None, None):
+    if where[-2:] == (None, None) and where[-3] is not None:
         return function, (x, (*where, None)), kwargs
     if not is_volume(x):
+        return function, args, kwargs
+    if len(where) == VOLUME and where[-3] == where[-2] == where[-1]:
         return function, args, kwargs
     if len(where) != VOLUME - 1 or not isinstance(where[-1], slice) or where[-1] != where[-2]:
         raise Untranslatable("pixels picked from height and width not alike")
     return function, (x, (*where, where[-1])), kwargs
+
+
+def broadcast(function: Callable[..., Tensor], args: tuple[Any, ...],
+              kwargs: dict[str, Any]) -> Call:
+    """A volume and a parameter ``(C, 1, 1)``, a value a channel."""
+    if not any(map(is_volume, args)):
+        return function, args, kwargs
+    wide = [isinstance(x, nn.Parameter) and x.dim() in (VOLUME - 2, VOLUME - 1)
+            and tuple(x.shape[-2:]) == (1, 1) for x in args]
+    if not any(wide):
+        return function, args, kwargs
+    return function, tuple(x.unsqueeze(-1) if w else x for x, w in zip(args, wide)), kwargs
 
 
 def _sizes(values: tuple[Any, ...], named: Any) -> tuple[Any, ...]:
@@ -221,4 +236,7 @@ RULES: dict[Callable[..., Any], Callable[..., Call]] = {
      for name, position in {"mean": 1, "sum": 1, "amax": 1, "amin": 1, "softmax": 1, "var": 1,
                             "std": 1, "unbind": 1, "norm": 2, "chunk": 2, "split": 2}.items()
      for owner in (Tensor, torch)} | {
+    function: broadcast for function in (
+        torch.add, torch.mul, Tensor.add, Tensor.add_, Tensor.mul, Tensor.mul_, Tensor.__mul__,
+        Tensor.__rmul__, Tensor.__add__, Tensor.__radd__)} | {
     torch.cat: along(1), torch.stack: along(1), F.softmax: along(1), F.normalize: along(2)}

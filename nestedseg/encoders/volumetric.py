@@ -28,12 +28,12 @@ class Plan:
     Args:
         depth_strides: by path, of the modules that shrink or enlarge depth not as they do height.
         classes: the classes of modules whose code must be translated.
-        shortest: the shallowest volume that it takes, in voxels.
+        smallest: the smallest volume (D, H, W) that it takes.
     """
 
     depth_strides: dict[str, int]
     classes: frozenset[type[nn.Module]]
-    shortest: int
+    smallest: tuple[int, int, int]
 
     def apply(self, model: nn.Module, pretrained: bool) -> nn.Module:
         """Converts a model, in place; its weights are inflated, or drawn anew."""
@@ -76,6 +76,9 @@ def plan(name: str, probe: Probe, depth_strides: tuple[int, ...] | None) -> Plan
     if probe.runs_at:
         raise ValueError(f"encoder {name!r} cannot be made volumetric: the model itself is built "
                          f"for images of {probe.runs_at} alone")
-    shortest = next(n for n in range(1, SIDES[0] + 1)
-                    if n == SIDES[0] or watch.takes((n * multiple, *size)))
-    return Plan(watch.depth_strides, frozenset(watch.classes), shortest * multiple)
+    depth, side = SIDES[0] * multiple, probe.smallest
+    while not watch.takes((depth, side, side)):  # pooling in 3-D may need more
+        side += deepest * probe.factor
+    depth = next(n for n in range(multiple, depth + 1, multiple)
+                 if n == depth or watch.takes((n, side, side)))
+    return Plan(watch.depth_strides, frozenset(watch.classes), (depth, side, side))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -30,15 +30,18 @@ from nestedseg.encoders.trial import forward_taps, nearest_power
 HALVING = 2  # the stride along depth of a halving for which none is given
 
 # What treats the axes of space alike whatever its other arguments are, by name.
-ALIKE = frozenset("""
-    __get__ __len__ dim numel size new_empty new_full new_zeros contiguous detach to type_as clone
-    __add__ __iadd__ __imul__ __mul__ __pow__ __radd__ __rmul__ __rsub__ __sub__ __truediv__
-    abs add add_ addcmul clamp clamp_ div div_ eq exp expand expand_as mul mul_ neg pow rsqrt sqrt
-    square sub sub_ gelu hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_
-    leaky_relu leaky_relu_ mish prelu relu relu6 relu_ sigmoid sigmoid_ silu silu_ softplus tanh
-    batch_norm group_norm layer_norm rms_norm linear dropout dropout_ conv3d avg_pool3d max_pool3d
-    adaptive_avg_pool3d adaptive_max_pool3d
-""".split())
+ALIKE = frozenset((
+    "__get__", "__len__", "dim", "numel", "size", "new_empty", "new_full", "new_zeros",
+    "contiguous", "detach", "to", "type_as", "clone", "__add__", "__iadd__", "__imul__",
+    "__mul__", "__pow__", "__radd__", "__rmul__", "__rsub__", "__sub__", "__truediv__", "abs",
+    "add", "add_", "addcmul", "clamp", "clamp_", "div", "div_", "eq", "exp", "expand",
+    "expand_as", "mul", "mul_", "neg", "pow", "rsqrt", "sqrt", "square", "sub", "sub_", "gelu",
+    "hardsigmoid", "hardsigmoid_", "hardswish", "hardswish_", "hardtanh", "hardtanh_",
+    "leaky_relu", "leaky_relu_", "mish", "prelu", "relu", "relu6", "relu_", "sigmoid",
+    "sigmoid_", "silu", "silu_", "softplus", "tanh", "batch_norm", "group_norm", "layer_norm",
+    "rms_norm", "linear", "dropout", "dropout_", "conv3d", "avg_pool3d", "max_pool3d",
+    "adaptive_avg_pool3d", "adaptive_max_pool3d",
+))
 
 
 def depth_stride(stride: int, depth_strides: Sequence[int] | None) -> int:
@@ -154,9 +157,11 @@ class Watch:
         if not last and (*shape[:2], *shape[3:]) != flat:
             raise Untranslatable(f"it gives {shape} for a volume, and {flat} for an image")
         depth, height = shape[1:3] if last else shape[2:4]
-        due = size[0] / depth_stride(nearest_power(size[1] / height), self.given)
-        if abs(depth - due) >= 1 + due / 10:
-            raise Untranslatable(f"it gives {shape}, so a depth of {depth}, where {due} is due")
+        stride = nearest_power(size[1] / height)
+        step = depth_stride(stride, self.given)
+        due, lost = size[0] / step, abs(height - size[1] / stride)  # by what pads nothing
+        if abs(depth - due) >= 1 + lost * stride / step:
+            raise Untranslatable(f"it gives {shape}, a depth of {depth} where {due:g} is due")
 
 
 class Audit(ForVolumes):
