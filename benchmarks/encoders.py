@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "encoders.json"
 PAGE = ROOT / "docs" / "encoders.md"
 SECOND = (320, 192)  # pixels; no model's own size
+VOLUME = (40, 72, 104)  # voxels
 WIDTHS = (4,) * 8
 OK = "ok"
 CHANNELS = (1, 5)
@@ -135,14 +136,31 @@ def attempt(step: Callable[[str], None]) -> str:
         return f"{type(error).__name__}: {error}"[:200]
 
 
-def run(model: torch.nn.Module, size: tuple[int, int], channels: int = 3) -> None:
-    """Forward on one image; the output must have its size."""
+def run(model: torch.nn.Module, size: tuple[int, ...], channels: int = 3) -> None:
+    """Forward on one image or volume; the output must have its size."""
     shape = model(torch.zeros(1, channels, *size)).shape
     if shape != (1, 1, *size):
         raise ValueError(f"an output of shape {tuple(shape)} for an image of {size}")
 
 
-PEERS = {None: try_ours, "smp": try_smp}
+def try_volumes(name: str) -> Record:
+    """What nestedseg makes of a model in 3-D: refused, and by which module, or tried."""
+    try:
+        info = nestedseg.encoder_info(name, dims=3)
+    except ValueError as error:
+        return {"refused": str(error).partition("volumetric: ")[2][:200] or str(error)[:200]}
+
+    @lru_cache
+    def build(device: str) -> torch.nn.Module:
+        return nestedseg.create("unetpp", name, dims=3, deep_supervision=True,
+                                decoder_channels=WIDTHS).eval()
+
+    return {"strides": info.strides, "parameters": info.parameters,
+            "own": attempt(lambda device: run(build(device), VOLUME)),
+            "prune": attempt(lambda device: run(build(device).prune(1), VOLUME))}
+
+
+PEERS = {None: try_ours, "smp": try_smp, "3d": try_volumes}
 
 
 # -- all of them ----------------------------------------------------------------------------------

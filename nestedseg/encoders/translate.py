@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from nestedseg.encoders.unpack import with_depth
+
 VOLUME = 5  # axes
 # An image's axes -> a volume's: those reduced over, and those of channels moved to the end or back.
 AXES = {(0,): (0,), (1,): (1,), (2, 3): (2, 3, 4), (1, 2): (1, 2, 3)}
@@ -58,13 +60,15 @@ class Translated:
 
     def __reduce_ex__(self, protocol: int) -> Any:
         # pickle finds classes by their names, and this one has none
-        return _empty, (type(self).__bases__[1],), self.__dict__
+        return _empty, (self.original,), self.__dict__
 
 
 @cache
 def translated(cls: type[nn.Module]) -> type[nn.Module]:
     """The class with its forward translated."""
-    return type(cls.__name__, (Translated, cls), {})
+    forward = with_depth(cls.forward)
+    base = cls if forward is cls.forward else type(cls.__name__, (cls,), {"forward": forward})
+    return type(cls.__name__, (Translated, base), {"original": cls})
 
 
 def _empty(cls: type[nn.Module]) -> nn.Module:
@@ -166,7 +170,7 @@ def reshape(function: Callable[..., Tensor], args: tuple[Any, ...],
             kwargs: dict[str, Any]) -> Call:
     """A value a channel, ``(..., 1, 1)``; of a volume, a shape that leaves the axes of space."""
     x, sizes = args[0], _sizes(args[1:], kwargs.get("shape"))
-    if sizes[-2:] == (1, 1) and sizes[-3] != 1 and len(sizes) in (VOLUME - 2, VOLUME - 1):
+    if sizes[-2:] == (1, 1) and len(sizes) in (3, 4, 5) and sizes[-3] != 1:
         return function, (x, (*sizes, 1)), {}
     if is_volume(x) and not is_pooled(x) and sizes[-3:] != tuple(x.shape[-3:]):
         raise Untranslatable("another shape for the axes of space")

@@ -16,6 +16,7 @@ from nestedseg.encoders.inflate import convert
 from nestedseg.encoders.probe import Probe
 from nestedseg.encoders.translate import translated
 from nestedseg.encoders.trial import build_on
+from nestedseg.encoders.unpack import with_depth
 from nestedseg.encoders.watch import Watch, depth_stride
 
 SIDES = (5, 7, 9)  # of the trial's volume, in multiples of what the model divides by
@@ -33,21 +34,15 @@ class Plan:
 
     depth_strides: dict[str, int]
     classes: frozenset[type[nn.Module]]
-    smallest: tuple[int, int, int]
+    smallest: tuple[int, int, int] = (1, 1, 1)
 
     def apply(self, model: nn.Module, pretrained: bool) -> nn.Module:
         """Converts a model, in place; its weights are inflated, or drawn anew."""
-        convert_all(model, self.depth_strides, pretrained)
-        for module in model.modules():
+        for path, module in model.named_modules():
+            convert(module, self.depth_strides.get(path), pretrained)
             if type(module) in self.classes:
                 module.__class__ = translated(type(module))
         return model
-
-
-def convert_all(model: nn.Module, depth_strides: dict[str, int], pretrained: bool) -> None:
-    """Converts the modules of a model, in place."""
-    for path, module in list(model.named_modules()):
-        convert(module, depth_strides.get(path), pretrained)
 
 
 @lru_cache(maxsize=256)
@@ -68,7 +63,9 @@ def plan(name: str, probe: Probe, depth_strides: tuple[int, ...] | None) -> Plan
     watch = Watch(model, probe.in_channels, depth_strides)
     try:
         watch.see_image(size)
-        convert_all(model, watch.depth_strides, pretrained=True)
+        unpacking = frozenset(cls for cls in map(type, model.modules())
+                              if with_depth(cls.forward) is not cls.forward)
+        Plan(watch.depth_strides, unpacking).apply(model, pretrained=True)
         watch.see_volume((SIDES[0] * multiple, *size))
     except Exception as error:  # each model fails in its own way
         raise ValueError(f"encoder {name!r} cannot be made volumetric: {watch.where}: "
@@ -81,4 +78,4 @@ def plan(name: str, probe: Probe, depth_strides: tuple[int, ...] | None) -> Plan
         side += deepest * probe.factor
     depth = next(n for n in range(multiple, depth + 1, multiple)
                  if n == depth or watch.takes((n, side, side)))
-    return Plan(watch.depth_strides, frozenset(watch.classes), (depth, side, side))
+    return Plan(watch.depth_strides, unpacking | watch.classes, (depth, side, side))
