@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from itertools import accumulate
 from pathlib import Path
@@ -114,6 +115,10 @@ def describe(options: Options) -> Description:
     taps = choose_taps(trial.features, options.encoder_taps, options.pyramid_channels)
     own = tuple(get_pretrained_cfg(options.encoder).input_size[-2:]) if flat else None
     size = options.image_size or own
+    halvings = int(math.log2(max(feature.nominal for feature in trial.features)))
+    if len(options.depth_strides or ()) > halvings:
+        raise ValueError(f"depth_strides: encoder {options.encoder!r} halves height and width "
+                         f"{halvings} times, got {len(options.depth_strides)} strides")
     smallest = ((trial.smallest,) * 2 if flat
                 else plan(options.encoder, trial, options.depth_strides).smallest)
     if not flat and any(tap.made for tap in taps):

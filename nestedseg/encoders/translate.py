@@ -79,13 +79,13 @@ def _empty(cls: type[nn.Module]) -> nn.Module:
 
 
 def is_volume(x: Any) -> bool:
-    """Whether it is a map of features; a kernel has as many axes."""
-    return isinstance(x, Tensor) and x.dim() == VOLUME and not isinstance(x, nn.Parameter)
+    """Whether it is a map of features, or several on an axis of their own; kernels are none."""
+    return isinstance(x, Tensor) and x.dim() >= VOLUME and not isinstance(x, nn.Parameter)
 
 
 def is_pooled(x: Tensor) -> bool:
     """Whether one voxel is left, so that the axes of space do not matter any more."""
-    return all(side == 1 for side in x.shape[2:])
+    return all(side == 1 for side in x.shape[-3:])
 
 
 def three(value: Any) -> Any:
@@ -147,7 +147,7 @@ def along(position: int) -> Callable[..., Call]:
         if axes in ((), (-1,), *AXES.values()):  # -1 are channels: no code does so to width alone
             return function, args, kwargs
         key = tuple(sorted(axis % (VOLUME - 1) for axis in axes))
-        if key not in AXES:
+        if key not in AXES or (max(x.dim() for x in tensors) > VOLUME and AXES[key] != key):
             raise Untranslatable(f"along axes {key}, height and width not alike")
         if len(args) > position:
             return function, (*args[:position], AXES[key], *args[position + 1:]), kwargs

@@ -152,11 +152,11 @@ class Watch:
 
     def _compare(self, shape: tuple[int, ...], flat: tuple[int, ...],
                  size: tuple[int, int, int]) -> None:
-        """A feature ``(N, C, D, H, W)`` or ``(N, D, H, W, C)`` against its image's."""
+        """A feature ``(N, ..., D, H, W)`` or ``(N, D, H, W, C)`` against its image's."""
         last = (shape[0], *shape[2:]) == flat  # channels last
-        if not last and (*shape[:2], *shape[3:]) != flat:
+        if not last and (*shape[:-3], *shape[-2:]) != flat:
             raise Untranslatable(f"it gives {shape} for a volume, and {flat} for an image")
-        depth, height = shape[1:3] if last else shape[2:4]
+        depth, height = shape[1:3] if last else shape[-3:-1]
         stride = nearest_power(size[1] / height)
         step = depth_stride(stride, self.given)
         due, lost = size[0] / step, abs(height - size[1] / stride)  # by what pads nothing
