@@ -61,7 +61,8 @@ ISSUE = ["resnet18", "vgg11_bn", "densenet121", "efficientnet_b0", "regnety_002"
 # scale, reversed shapes, attention over paths, padding that is a module
 OTHERS = ["tf_mobilenetv3_small_minimal_100", "test_nfnet", "resnetv2_50x1_bit", "resnetblur18",
           "hrnet_w18_small", "test_mambaout", "fastvit_t8", "resnest14d", "skresnet18",
-          "poolformer_s12", "convnextv2_atto", "hgnetv2_b0", "ecaresnet26t"]
+          "poolformer_s12", "convnextv2_atto", "hgnetv2_b0", "ecaresnet26t", "caformer_s18",
+          "shvit_s1", "nextvit_small", "gcresnet33ts"]
 
 
 @torch.no_grad()
@@ -102,7 +103,7 @@ def test_inflated_features_of_every_kind(name, depth_strides):
     assert_inflated(name, depth_strides)
 
 
-@pytest.mark.parametrize("name", ["resnest14d", "skresnet18", "test_nfnet", "test_mambaout"])
+@pytest.mark.parametrize("name", ["resnest14d", "skresnet18", "test_nfnet", "shvit_s1"])
 def test_inflated_features_of_other_kinds(name):
     assert_inflated(name, (1, 1, 2, 1, 1))
 
@@ -182,6 +183,9 @@ FUNCTIONS = {
     "nearest": lambda x: F.interpolate(x, scale_factor=2),
     "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
     "crop": lambda x: x[:, :, 1:, 1:],
+    "tokens": lambda x: x * x.flatten(2).amax(2)[:, :, None, None],
+    "tokens again": lambda x: x * x.reshape(*x.shape[:2], -1).mean(2).view(*x.shape[:2], 1, 1),
+    "flat sides": lambda x: x * x.flatten(2, 3).amin(2).view(*x.shape[:2], 1, 1),
     "some channels": lambda x: x[:, 1:3],
     "pooled": lambda x: x * F.adaptive_avg_pool2d(x, 1).flatten(1)[:, :, None, None],
 }
@@ -211,8 +215,8 @@ def test_depth_is_padded_as_height_is():
 REFUSED = {
     "width alone": lambda x: x.mean(3),
     "height alone": lambda x: x.softmax(dim=2),
-    "flattened": lambda x: x.flatten(2),
-    "tokens": lambda x: x.reshape(x.shape[0], x.shape[1], -1),
+    "flattened": lambda x: x.flatten(1, 2),
+    "rows": lambda x: x.reshape(x.shape[0], -1, x.shape[3]),
     "transposed": lambda x: x.permute(0, 1, 3, 2),
     "every other row": lambda x: x[:, :, ::2, 1::2],
     "one side": lambda x: F.pad(x, (1, 0, 0, 0)),
@@ -284,7 +288,7 @@ def test_a_module_that_forgets_the_depth_is_named():
 def test_shapes_are_unpacked_with_a_depth():
     def groups(x):
         B, C, H, W = x.shape
-        return x.reshape(B, 2, C // 2, H, W).sum(1)
+        return x.reshape(B, 2, C // 2, H, W).sum(1) * (H * W)
 
     def windows(x):
         B, C, H, W = x.shape
@@ -295,7 +299,7 @@ def test_shapes_are_unpacked_with_a_depth():
         return x.reshape(b, h, w, 2, c // 2)
 
     x = randn(2, 4, 3, 6, 8)
-    assert torch.equal(with_depth(groups)(x), x.view(2, 2, 2, 3, 6, 8).sum(1))
+    assert torch.equal(with_depth(groups)(x), x.view(2, 2, 2, 3, 6, 8).sum(1) * 144)
     assert torch.equal(with_depth(last)(x), x.view(2, 4, 3, 6, 2, 4))
     for function in (windows, torch.relu, test_depth_is_padded_as_height_is):
         assert with_depth(function) is function
@@ -307,7 +311,7 @@ def test_shapes_are_unpacked_with_a_depth():
 @pytest.mark.parametrize("name, module", [
     ("test_vit", "VisionTransformer"), ("swin_tiny_patch4_window7_224", r"patch_embed \(Patch"),
     ("tresnet_m", r"body.s2d \(SpaceToDepth\)"), ("test_coatnet", r"attn \(Attention2d\)"),
-    ("resnetv2_50d_evos", r"stem.norm1 \(EvoNorm2dS0\)"), ("caformer_s18", "MetaFormerStage"),
+    ("resnetv2_50d_evos", r"stem.norm1 \(EvoNorm2dS0\)"), ("mobilevit_xxs", "MobileVitBlock"),
     ("convmixer_768_32", "blocks.0.0.fn.0")])
 def test_a_model_for_images_alone_names_the_module(name, module):
     with pytest.raises(ValueError, match=f"encoder '{name}' cannot be made volumetric: .*{module}"):

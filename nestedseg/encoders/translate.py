@@ -8,6 +8,7 @@ left as it is, since translated modules lie within each other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -159,7 +160,7 @@ def permute(function: Callable[..., Tensor], args: tuple[Any, ...],
             kwargs: dict[str, Any]) -> Call:
     """Channels moved to the end, or back."""
     x, order = args[0], _sizes(args[1:], kwargs.get("dims"))
-    if not is_volume(x) or order in ORDERS.values():
+    if not is_volume(x) or len(order) == x.dim():  # no image's: of queries, keys and values, say
         return function, args, kwargs
     if order not in ORDERS:
         raise Untranslatable(f"axes in the order {order}")
@@ -168,19 +169,27 @@ def permute(function: Callable[..., Tensor], args: tuple[Any, ...],
 
 def reshape(function: Callable[..., Tensor], args: tuple[Any, ...],
             kwargs: dict[str, Any]) -> Call:
-    """A value a channel, ``(..., 1, 1)``; of a volume, a shape that leaves the axes of space."""
+    """A value a channel, ``(..., 1, 1)``; of a volume, a shape that leaves the axes of space, or
+    makes one of them: all voxels as a set, as attention without positions sees them."""
     x, sizes = args[0], _sizes(args[1:], kwargs.get("shape"))
     if sizes[-2:] == (1, 1) and len(sizes) in (3, 4, 5) and sizes[-3] != 1:
         return function, (x, (*sizes, 1)), {}
     if is_volume(x) and not is_pooled(x) and sizes[-3:] != tuple(x.shape[-3:]):
-        raise Untranslatable("another shape for the axes of space")
+        voxels = math.prod(x.shape[-3:])
+        last = sizes[-1] if sizes[-1] != -1 else x.numel() // math.prod(sizes[:-1])
+        if last != voxels:
+            raise Untranslatable("another shape for the axes of space")
     return function, args, kwargs
 
 
 def flatten(function: Callable[..., Tensor], args: tuple[Any, ...],
             kwargs: dict[str, Any]) -> Call:
-    """Only of what is pooled."""
-    if is_volume(args[0]) and not is_pooled(args[0]):
+    """What is pooled, or all axes of space: all voxels as a set."""
+    start = args[1] if len(args) > 1 else kwargs.get("start_dim", 0)
+    end = args[2] if len(args) > 2 else kwargs.get("end_dim", -1)
+    if is_volume(args[0]) and not is_pooled(args[0]) and (start, end) not in ((2, -1), (2, 4)):
+        if (start, end) == (2, 3) and args[0].dim() == VOLUME:
+            return function, (args[0], 2, 4), {}
         raise Untranslatable("flattened axes of space")
     return function, args, kwargs
 

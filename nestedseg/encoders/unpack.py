@@ -1,7 +1,7 @@
 """``B, C, H, W = x.shape``, which a volume's five sizes do not fit, compiled again with a depth.
 
-Only where H and W stay beside each other, as in ``x.reshape(B, groups, -1, H, W)``: code that uses
-one without the other says something about images that cannot be said of volumes.
+Only where H and W stay beside each other, as in ``x.reshape(B, groups, -1, H, W)`` and ``H * W``:
+code that uses one without the other says something about images that cannot be said of volumes.
 """
 
 from __future__ import annotations
@@ -77,6 +77,13 @@ class AddDepth(ast.NodeTransformer):
         node.func, node.args = self.visit(node.func), self._among(node.args)
         node.keywords = [self.visit(keyword) for keyword in node.keywords]
         return node
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        ends = getattr(node.left, "id", ""), getattr(node.right, "id", "")
+        if isinstance(node.op, ast.Mult) and ends == self.sides:  # how many voxels there are
+            depth = ast.Name(DEPTH, ast.Load())
+            return ast.BinOp(ast.BinOp(depth, ast.Mult(), node.left), ast.Mult(), node.right)
+        return self.generic_visit(node)
 
     def visit_Name(self, node: ast.Name) -> ast.Name:
         self.alone |= node.id in self.sides
