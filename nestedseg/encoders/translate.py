@@ -65,11 +65,18 @@ class Translated:
 
 
 @cache
+def unpacking(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class with a forward that unpacks five sizes; itself where it unpacks none."""
+    forward = with_depth(cls.forward)
+    if forward is cls.forward:
+        return cls
+    return type(cls.__name__, (cls,), {"forward": forward, "original": cls})
+
+
+@cache
 def translated(cls: type[nn.Module]) -> type[nn.Module]:
     """The class with its forward translated."""
-    forward = with_depth(cls.forward)
-    base = cls if forward is cls.forward else type(cls.__name__, (cls,), {"forward": forward})
-    return type(cls.__name__, (Translated, base), {"original": cls})
+    return type(cls.__name__, (Translated, unpacking(cls)), {"original": cls})
 
 
 def _empty(cls: type[nn.Module]) -> nn.Module:

@@ -14,9 +14,8 @@ from torch import nn
 
 from nestedseg.encoders.inflate import convert
 from nestedseg.encoders.probe import Probe
-from nestedseg.encoders.translate import translated
+from nestedseg.encoders.translate import translated, unpacking
 from nestedseg.encoders.trial import build_on
-from nestedseg.encoders.unpack import with_depth
 from nestedseg.encoders.watch import Watch, depth_stride
 
 SIDES = (5, 7, 9)  # of the trial's volume, in multiples of what the model divides by
@@ -34,7 +33,7 @@ class Plan:
 
     depth_strides: dict[str, int]
     classes: frozenset[type[nn.Module]]
-    smallest: tuple[int, int, int] = (1, 1, 1)
+    smallest: tuple[int, int, int]
 
     def apply(self, model: nn.Module, pretrained: bool) -> nn.Module:
         """Converts a model, in place; its weights are inflated, or drawn anew."""
@@ -63,9 +62,11 @@ def plan(name: str, probe: Probe, depth_strides: tuple[int, ...] | None) -> Plan
     watch = Watch(model, probe.in_channels, depth_strides)
     try:
         watch.see_image(size)
-        unpacking = frozenset(cls for cls in map(type, model.modules())
-                              if with_depth(cls.forward) is not cls.forward)
-        Plan(watch.depth_strides, unpacking).apply(model, pretrained=True)
+        for path, module in model.named_modules():
+            convert(module, watch.depth_strides.get(path))
+            if unpacking(type(module)) is not type(module):
+                watch.classes.add(type(module))
+                module.__class__ = unpacking(type(module))
         watch.see_volume((SIDES[0] * multiple, *size))
     except Exception as error:  # each model fails in its own way
         raise ValueError(f"encoder {name!r} cannot be made volumetric: {watch.where}: "
@@ -78,4 +79,4 @@ def plan(name: str, probe: Probe, depth_strides: tuple[int, ...] | None) -> Plan
         side += deepest * probe.factor
     depth = next(n for n in range(multiple, depth + 1, multiple)
                  if n == depth or watch.takes((n, side, side)))
-    return Plan(watch.depth_strides, unpacking | watch.classes, (depth, side, side))
+    return Plan(watch.depth_strides, frozenset(watch.classes), (depth, side, side))

@@ -178,7 +178,7 @@ class Audit(ForVolumes):
         call = translate(function, args, kwargs)
         if any(a is not b for a, b in zip(call, (function, args, kwargs))):
             if not isinstance(module, Translated):
-                self.watch.classes.add(type(module))
+                self.watch.classes.add(getattr(module, "original", type(module)))
         elif function not in RULES and getattr(function, "__name__", "") not in ALIKE:
             for x in values_of(args, kwargs.values()):
                 if is_volume(x) and not is_pooled(x):
