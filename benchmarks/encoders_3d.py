@@ -34,7 +34,7 @@ def headline(results: dict[str, Any]) -> str:
     """The counts, as sentences."""
     summary, models = results["summary"], results["models"].values()
     named = sum("(" in record["refused"] for record in models if "refused" in record)
-    return (f"Of {summary['models']:,} models {summary['converted']:,} are made volumetric, "
+    return (f"Of {summary['models']:,} models tried {summary['converted']:,} are made volumetric, "
             f"{summary['own']:,} run on a volume of {'x'.join(map(str, results['volume']))} voxels "
             f"and {summary['prune']:,} pruned to depth 1. {named:,} of the "
             f"{summary['models'] - summary['converted']:,} refusals name the module that stands in "

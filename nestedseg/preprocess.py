@@ -1,4 +1,4 @@
-"""An image as it comes from a file -> the tensor that a model takes."""
+"""An image or volume as it comes from a file -> the tensor that a model takes."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from torch import Tensor, nn
 
 
 def preprocess(image: np.ndarray, model: nn.Module) -> Tensor:
-    """A float32 batch of one, ``(1, C, H, W)``, scaled and normalised as the model expects.
+    """A float32 batch of one, ``(1, C, *spatial)``, scaled and normalised as the model expects.
 
     Integers are divided by the largest value of their type (255, 65535), so they lie in [0, 1];
     floats are taken to lie there. Then ``model.preprocessing`` applies: ``input_range``, ``mean``
     and ``std``. The size is left as it is.
 
     Args:
-        image: ``(H, W)`` or ``(H, W, C)``; uint8, uint16, bool or float. Grey images are repeated
-            where the model takes several channels.
+        image: ``(H, W)`` or ``(H, W, C)``, for a 3-D model with a D before; uint8, uint16, bool or
+            float. Grey images are repeated where the model takes several channels.
         model: the model whose preprocessing applies.
 
     Raises:
         ValueError: wrong number of axes or channels.
         TypeError: another type of number.
     """
-    channels = model.config["in_channels"]
-    image = image[..., None] if image.ndim == 2 else image
-    if image.ndim != 3 or image.shape[-1] not in (1, channels):
-        raise ValueError(f"expected an image (H, W) or (H, W, {channels}), got {image.shape}")
-    x = torch.from_numpy(np.ascontiguousarray(to_unit(image).transpose(2, 0, 1)))
-    return normalise(x.expand(channels, -1, -1), model.preprocessing)[None]
+    channels, dims = model.config["in_channels"], model.config["dims"]
+    axes = ", ".join("DHW"[-dims:])
+    image = image[..., None] if image.ndim == dims else image
+    if image.ndim != dims + 1 or image.shape[-1] not in (1, channels):
+        raise ValueError(f"expected an image ({axes}) or ({axes}, {channels}), got {image.shape}")
+    x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(to_unit(image), -1, 0)))
+    return normalise(x.expand(channels, *x.shape[1:]), model.preprocessing)[None]
 
 
 def to_unit(image: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -498,6 +499,17 @@ def test_freezing_and_parameter_groups():
     groups = model.parameter_groups(lr=0.1, encoder_lr_scale=0.1, weight_decay=0.01)
     assert sum(p.numel() for g in groups for p in g["params"]) == sum(
         p.numel() for p in model.parameters())
+
+
+def test_a_volume_is_preprocessed_slice_by_slice():
+    model, flat = make(), make(dims=2, depth_strides=None)
+    image = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
+    x = nestedseg.preprocess(image, model)
+    assert x.shape == (1, 3, 5, 6, 7)
+    for slice_, given in zip(x.unbind(2), image):
+        assert torch.equal(slice_, nestedseg.preprocess(given, flat))
+    with pytest.raises(ValueError, match=r"an image \(D, H, W\) or \(D, H, W, 3\), got \(6, 7\)"):
+        nestedseg.preprocess(image[0], model)
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (3, 70, 9), (17, 33, 64)])

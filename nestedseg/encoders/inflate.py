@@ -108,7 +108,7 @@ def convert_standardised(module: nn.Module, depth_stride: int | None, pretrained
 
 def convert_pool(module: nn.Module, depth_stride: int | None, pretrained: bool) -> None:
     sizes_of(module, depth_stride)
-    module.__class__ = POOLS[type(module)]
+    module.__class__ = next(POOLS[cls] for cls in type(module).__mro__ if cls in POOLS)
 
 
 def convert_blur(module: nn.Module, depth_stride: int | None, pretrained: bool) -> None:
