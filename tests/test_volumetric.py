@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import encoders_3d
 import numpy as np
 import pytest
 import safetensors.torch
@@ -526,3 +527,15 @@ def test_channels_last_is_the_layout_alone():
         expected = model(x)
         model.to(memory_format=torch.channels_last_3d)
         torch.testing.assert_close(model(x.to(memory_format=torch.channels_last_3d)), expected)
+
+
+# -- the sweep's report ----------------------------------------------------------------------------
+
+
+def test_a_family_is_reported_with_what_stops_it():
+    models = {"a": encoders_3d.compact("one", {"own": "ok", "prune": "ok", "seconds": 1}),
+              "b": encoders_3d.compact("one", {"own": "ok", "prune": "ValueError: no"}),
+              "c": encoders_3d.compact("two", {"refused": "body.s2d (SpaceToDepth): it is flat"})}
+    assert encoders_3d.summarise(models) == {"models": 3, "converted": 2, "own": 2, "prune": 1}
+    assert "| one | 2 | 2 | 2 | 1 |  |\n| two | 1 |  |  |  | `SpaceToDepth` |" in \
+        encoders_3d.table(models)
