@@ -1,5 +1,7 @@
 """Try every timm model as an encoder: python benchmarks/encoders.py, then again with --peer smp.
 
+With --dims 3, try to make every model volumetric.
+
 Each model is built, run at its own size and at a second one, pruned to depth 1, and built for 1 and
 5 channels, on the meta device, where shapes are computed and nothing else. An interrupted sweep
 goes on where it was. The table goes into docs/encoders.md.
@@ -20,6 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import encoders_3d
 import timm
 import torch
 from machine import describe_machine
@@ -30,8 +33,10 @@ from nestedseg.encoders import Options, describe_encoder
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "encoders.json"
+RESULTS_3D = RESULTS.with_name("encoders_3d.json")
 PAGE = ROOT / "docs" / "encoders.md"
 SECOND = (320, 192)  # pixels; no model's own size
+VOLUME = (40, 72, 104)  # voxels
 WIDTHS = (4,) * 8
 OK = "ok"
 CHANNELS = (1, 5)
@@ -43,12 +48,13 @@ Record = dict[str, Any]
 
 def main() -> None:
     args = parse_arguments()
+    kind, save, page, headline = KINDS[args.dims]
     if not args.table:
-        sweep(args.run, args.peer, timm.list_models(args.pattern), args.jobs)
+        sweep(args.run, args.peer or kind, timm.list_models(args.pattern), args.jobs)
         save(args.out, args.run)
     results = json.loads(args.out.read_text())
-    if args.out == RESULTS:
-        fill_page(results)
+    if args.pattern == "*":
+        fill_page(args.out.stem, page(results))
     print(headline(results))
 
 
@@ -56,6 +62,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pattern", default="*", help="of model names (default: all)")
     parser.add_argument("--peer", choices=["smp"], help="try another library in our place")
+    parser.add_argument("--dims", type=int, choices=[2, 3], default=2,
+                        help="3: make the models volumetric (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument("--run", type=Path, default=Path(f"runs/encoders-{timm.__version__}"),
                         help="holds a line for each model tried, which is not tried again")
@@ -63,7 +71,8 @@ def parse_arguments() -> argparse.Namespace:
                         help="default: the results' file, or one in the run with --pattern")
     parser.add_argument("--table", action="store_true", help="only write the table again")
     args = parser.parse_args()
-    args.out = args.out or (RESULTS if args.pattern == "*" else args.run / RESULTS.name)
+    results = RESULTS if args.dims == 2 else RESULTS_3D
+    args.out = args.out or (results if args.pattern == "*" else args.run / results.name)
     return args
 
 
@@ -135,14 +144,31 @@ def attempt(step: Callable[[str], None]) -> str:
         return f"{type(error).__name__}: {error}"[:200]
 
 
-def run(model: torch.nn.Module, size: tuple[int, int], channels: int = 3) -> None:
-    """Forward on one image; the output must have its size."""
+def run(model: torch.nn.Module, size: tuple[int, ...], channels: int = 3) -> None:
+    """Forward on one image or volume; the output must have its size."""
     shape = model(torch.zeros(1, channels, *size)).shape
     if shape != (1, 1, *size):
         raise ValueError(f"an output of shape {tuple(shape)} for an image of {size}")
 
 
-PEERS = {None: try_ours, "smp": try_smp}
+def try_volumes(name: str) -> Record:
+    """What nestedseg makes of a model in 3-D: refused, and by which module, or tried."""
+    try:
+        info = nestedseg.encoder_info(name, dims=3)
+    except ValueError as error:
+        return {"refused": str(error).partition("volumetric: ")[2][:200] or str(error)[:200]}
+
+    @lru_cache
+    def build(device: str) -> torch.nn.Module:
+        return nestedseg.create("unetpp", name, dims=3, deep_supervision=True,
+                                decoder_channels=WIDTHS).eval()
+
+    return {"strides": info.strides, "parameters": info.parameters,
+            "own": attempt(lambda device: run(build(device), VOLUME)),
+            "prune": attempt(lambda device: run(build(device).prune(1), VOLUME))}
+
+
+PEERS = {None: try_ours, "smp": try_smp, "3d": try_volumes}
 
 
 # -- all of them ----------------------------------------------------------------------------------
@@ -201,12 +227,27 @@ def read_log(path: Path) -> dict[str, Record]:
 
 def save(out: Path, folder: Path) -> None:
     """One file of what both libraries' logs hold, a line a model."""
-    ours, smp = (read_log(log_path(folder, peer)) for peer in PEERS)
+    ours, smp = (read_log(log_path(folder, peer)) for peer in (None, "smp"))
     models = {name: compact(name, ours[name], smp.get(name)) for name in sorted(ours)}
     head = {"benchmark": "encoders", "second_size": SECOND, "summary": summarise(models),
             "minutes": {name: round(sum(r["seconds"] for r in log.values()) / 60)
                         for name, log in (("nestedseg", ours), ("smp", smp))},
             "machine": describe_machine()}
+    write(out, head, models)
+
+
+def save_3d(out: Path, folder: Path) -> None:
+    """One file of what the log in 3-D holds."""
+    log = read_log(log_path(folder, "3d"))
+    models = {name: encoders_3d.compact(family_of(name), log[name]) for name in sorted(log)}
+    write(out, {"benchmark": "encoders_3d", "volume": VOLUME,
+                "summary": encoders_3d.summarise(models),
+                "minutes": round(sum(record["seconds"] for record in log.values()) / 60),
+                "machine": describe_machine()}, models)
+
+
+def write(out: Path, head: dict[str, Any], models: dict[str, Record]) -> None:
+    """A JSON file with a line a model."""
     lines = [f'  {json.dumps(name)}: {json.dumps(record)}' for name, record in models.items()]
     text = json.dumps(head, indent=1).removesuffix("\n}")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -214,12 +255,16 @@ def save(out: Path, folder: Path) -> None:
     print(f"written to {out}")
 
 
+def family_of(name: str) -> str:
+    """The module of timm that holds a model."""
+    return timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+
+
 def compact(name: str, ours: Record, smp: Record | None) -> Record:
     """Only what is worth a reader's while: of the steps, those that failed."""
-    family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
     kept = {key: ours.get(key) for key in ("pattern", "strides", "channels", "parameters", "size",
                                            "way")}
-    record = {"family": family, **kept, "failed": failures(ours, STEPS)}
+    record = {"family": family_of(name), **kept, "failed": failures(ours, STEPS)}
     if ours.get("fixed_channels"):
         record["fixed_channels"] = True
     return record if smp is None else record | {"smp_failed": failures(smp, SMP_STEPS)}
@@ -260,12 +305,21 @@ def headline(results: dict[str, Any]) -> str:
     return text
 
 
-def fill_page(results: dict[str, Any]) -> None:
-    """Puts counts, table and exceptions between the page's markers."""
+def page(results: dict[str, Any]) -> list[str]:
+    """Counts, table and exceptions."""
     models = results["models"]
-    block = "\n\n".join(filter(None, ["<!-- encoders -->", headline(results), table(models),
-                                       exceptions(models), "<!-- /encoders -->"]))
-    text, found = re.subn("<!-- encoders -->.*?<!-- /encoders -->", lambda _: block,
+    return [headline(results), table(models), exceptions(models)]
+
+
+def page_3d(results: dict[str, Any]) -> list[str]:
+    """Counts and table."""
+    return [encoders_3d.headline(results), encoders_3d.table(results["models"])]
+
+
+def fill_page(name: str, parts: list[str]) -> None:
+    """Puts them between the page's markers of this name."""
+    block = "\n\n".join(filter(None, [f"<!-- {name} -->", *parts, f"<!-- /{name} -->"]))
+    text, found = re.subn(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block,
                           PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     if found != 1:
         raise SystemExit(f"{PAGE} must hold the table's markers once, not {found} times")
@@ -321,6 +375,10 @@ def smp_reasons(models: dict[str, Record]) -> str:
     lines = [f"- {count}: {reason}" for reason, count in reasons.most_common()]
     return "segmentation_models.pytorch's refusals at the own size:\n\n" + "\n".join(lines) \
         if lines else ""
+
+
+# In 2-D and 3-D: who is tried unless a peer is asked for, and how the results are kept and shown.
+KINDS = {2: (None, save, page, headline), 3: ("3d", save_3d, page_3d, encoders_3d.headline)}
 
 
 if __name__ == "__main__":

@@ -183,9 +183,9 @@ def _row_stride(graph: Graph, row: int, encoder_levels: Sequence[Level]) -> tupl
     level = row - graph.encoder_row
     if level < 0:
         finest = encoder_levels[0].stride
-        if any(stride % 2 ** -level for stride in finest):
+        if max(finest) % 2 ** -level:
             raise GraphError(f"topology {graph.name!r}: row {row} lies {-level} above the "
-                             f"encoder's finest stride {finest[0]}, finer than the input itself")
-        return tuple(stride // 2 ** -level for stride in finest)
+                             f"encoder's finest stride {max(finest)}, finer than the input itself")
+        return tuple(max(1, stride // 2 ** -level) for stride in finest)
     beyond = max(0, level - len(encoder_levels) + 1)
     return tuple(stride * 2 ** beyond for stride in encoder_levels[level - beyond].stride)

@@ -29,10 +29,6 @@ from nestedseg.targets import TASKS, check_classes
 from nestedseg.version import __version__
 
 SCHEMA_VERSION = 2
-# What makes a config of one version one of the next.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    1: lambda data: data,  # 2 added fields that need not be there
-}
 MAX_NUMBER = 1e9  # mean, std and range of an image
 MAX_SMALLEST = 4096  # pixels
 MAX_KERNEL = 31  # of a head, in pixels
@@ -71,6 +67,8 @@ class Config:
     stem: bool | int | tuple[int, ...] = False
     encoder_taps: tuple[int, ...] | tuple[str, ...] | None = None
     pyramid_channels: tuple[int, ...] | None = None
+    strides: tuple[tuple[int, ...], ...] | None = None
+    depth_strides: tuple[int, ...] | None = None
     upsample: str = "nearest"
     norm: Choice | None = "batch"
     activation: Choice = "relu"
@@ -81,7 +79,7 @@ class Config:
     output: str | int = "deepest"
     execution: str = "fast"
     pad_multiple: tuple[int, ...] = (1, 1)
-    pad_smallest: int = 1
+    pad_smallest: tuple[int, ...] = (1, 1)
     preprocessing: dict[str, Any] | None = None
     fused: bool = False
     class_names: tuple[str, ...] | None = None
@@ -111,11 +109,12 @@ class Config:
         if type(self.fused) is not bool:
             raise TypeError(f"fused must be true or false, got {show(self.fused)}")
         check_output(self.output, self.graph)
-        for name, high in (("decoder_channels", MAX_CHANNELS), ("pad_multiple", MAX_SIDE)):
+        for name, high in (("decoder_channels", MAX_CHANNELS), ("pad_multiple", MAX_SIDE),
+                           ("pad_smallest", MAX_SMALLEST)):
             object.__setattr__(self, name, wholes(name, getattr(self, name), 1, high))
-        whole("pad_smallest", self.pad_smallest, 1, MAX_SMALLEST)
-        if len(self.pad_multiple) != self.dims:
-            raise ValueError(f"pad_multiple needs {self.dims} numbers, got {self.pad_multiple}")
+        for name in ("pad_multiple", "pad_smallest"):
+            if len(getattr(self, name)) != self.dims:
+                raise ValueError(f"{name} needs {self.dims} numbers, got {getattr(self, name)}")
         object.__setattr__(self, "preprocessing",
                            check_preprocessing(self.preprocessing, self.in_channels))
         if self.class_names is not None:
@@ -140,7 +139,7 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values, with the graph in full and its name."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
-        data = {key: list(v) if isinstance(v, tuple) else v for key, v in data.items()}
+        data = {key: _lists(value) for key, value in data.items()}
         data |= {key: copy.deepcopy(data[key])
                  for key in ("preprocessing", "norm", "activation", "training")}
         return {"schema_version": SCHEMA_VERSION, "topology": self.graph.name,
@@ -175,6 +174,16 @@ def check_choice(kind: str, choice: Any, allowed: Mapping[str, Any]) -> Choice:
     if "groups" in options:
         whole(f"{kind} {name!r}: 'groups'", options["groups"], 1, MAX_CHANNELS)
     return {"name": name, **options} if options else name
+
+
+def _to_2(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 has the smallest size along each axis, and fields that need not be there."""
+    axes = 3 if data.get("dims") == 3 else 2
+    return data | {"pad_smallest": [data.get("pad_smallest", 1)] * axes}
+
+
+# What makes a config of one version one of the next.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2}
 
 
 def migrate(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,6 +284,11 @@ def _flatten(facts: Mapping[Any, Any], levels: int) -> Iterator[Any]:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_TEXT and value.isprintable()
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists, as JSON has them."""
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _numbers(value: Any, count: int) -> bool:

@@ -280,9 +280,15 @@ class Node(Recomputable):
         return self.block.finish(join(self.block.first, edges, inputs, self.fuse, self.execution))
 
 
-def max_pool(x: Tensor, factor: int | Sequence[int]) -> Tensor:
-    """Max pooling by a factor, ``(N, C, *spatial)``."""
-    return MAX_POOL[x.dim() - 2](x, factor)
+def max_pool(x: Tensor, factor: Sequence[int]) -> Tensor:
+    """Max pooling by a factor along each axis, ``(N, C, *spatial)``."""
+    return MAX_POOL[x.dim() - 2](x, factor) if max(factor) > 1 else x
+
+
+def steps_between(levels: Sequence[Level]) -> list[tuple[int, ...]]:
+    """By how much each level is coarser than the one before, along each axis; the first by 1."""
+    strides = [level.stride for level in levels]
+    return [tuple(b // a for a, b in zip(*pair)) for pair in zip(strides[:1] + strides, strides)]
 
 
 def make_head(channels: int, classes: int, dims: int, kernel: int = 1) -> nn.Module:

@@ -145,7 +145,8 @@ class SegmentationModel(nn.Module):
     def _pad(self, x: Tensor) -> Tensor:
         """Pads at the far end of each axis, repeating the border, to what the encoder divides."""
         multiple, smallest = self._config.pad_multiple, self._config.pad_smallest
-        sizes = [math.ceil(max(n, smallest) / m) * m for n, m in zip(x.shape[2:], multiple)]
+        sizes = [math.ceil(max(n, least) / m) * m
+                 for n, least, m in zip(x.shape[2:], smallest, multiple)]
         missing = [target - n for target, n in zip(sizes, x.shape[2:])]
         if not any(missing):
             return x
@@ -377,6 +378,8 @@ def create(
     stem: bool | int | Sequence[int] = False,
     encoder_taps: Sequence[int] | Sequence[str] | None = None,
     pyramid_channels: Sequence[int] | None = None,
+    strides: Sequence[Sequence[int]] | None = None,
+    depth_strides: Sequence[int] | None = None,
     execution: str = "fast",
     class_names: Sequence[str] | None = None,
 ) -> SegmentationModel:
@@ -413,7 +416,9 @@ def create(
             like ``{"name": "leaky_relu", "negative_slope": 0.1}`` (elu: ``alpha``).
         bias: whether convolutions before a norm have a bias too; those without a norm have one.
         dropout: probability after each activation of the decoder and the plain encoder.
-        dims: 2 for images, 3 for volumes (plain encoder).
+        dims: 2 for images, 3 for volumes. A timm encoder is then made volumetric: its pretrained
+            kernels are repeated along depth and divided by how often (Carreira & Zisserman, 2017,
+            arXiv 1705.07750). `nestedseg.encoder_info` tries whether it can be.
         head_kernel: side of the heads' convolutions, odd.
         output: what eval mode returns: "deepest", "ensemble" (logits whose probabilities are the
             mean of all heads') or a depth.
@@ -429,6 +434,10 @@ def create(
         pyramid_channels: of the levels (strides 4, 8, 16, 32) that are made from an encoder with
             one stride throughout, by a simple feature pyramid (Li et al., ViTDet, 2022,
             arXiv 2203.16527). Default: the encoder's, halved at each doubling of resolution.
+        strides: of the plain encoder, from each level to the next, a number an axis, for volumes
+            of thick slices ``((1, 2, 2), (2, 2, 2), ...)``. Default: 2 throughout.
+        depth_strides: of a timm encoder in 3-D: 1 or 2 for each halving of height and width,
+            finest first. ``(1, 1)`` keeps the depth at the first two. Default: 2 throughout.
         execution: how the decoder's nodes are computed: "fast", or "reference" (obvious, slower,
             the same up to rounding); see `nestedseg.execution`.
         class_names: what the classes are called, for those who get the model.
@@ -440,7 +449,7 @@ def create(
     """
     widths = encoder_channels if encoder == "plain" else None
     options = Options(encoder, in_channels, dims, widths, image_size, stem, encoder_taps,
-                      pyramid_channels)
+                      pyramid_channels, strides, depth_strides)
     if decoder_channels is not None:
         wholes("decoder_channels", decoder_channels, 1, MAX_CHANNELS)
     body = describe_encoder(options)
@@ -460,13 +469,14 @@ def create(
 
 
 def padding(graph: Graph, body: Description, channels: Sequence[int],
-            norm: Choice | None) -> tuple[tuple[int, ...], int]:
-    """What images are padded to a multiple of, and the shortest side that is left to them."""
+            norm: Choice | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What images are padded to a multiple of, and to no less than what, along each axis."""
     strides = [shape.stride for shape in infer_levels(graph, body.levels, channels).values()]
     multiple = tuple(math.lcm(*axis) for axis in zip(body.multiples[graph.levels - 1], *strides))
     if norm and split_choice(norm)[0] in ("instance", "group"):
         # one pixel at the deepest level would have no variance
-        return multiple, max(body.smallest, 2 * max(map(max, strides)))
+        return multiple, tuple(max(n, *(2 * stride for stride in axis))
+                               for n, axis in zip(body.smallest, zip(*strides)))
     return multiple, body.smallest
 
 

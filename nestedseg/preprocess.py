@@ -1,4 +1,4 @@
-"""An image as it comes from a file -> the tensor that a model takes."""
+"""An image or volume as it comes from a file -> the tensor that a model takes."""
 
 from __future__ import annotations
 

@@ -232,30 +232,33 @@ styles = st.fixed_dictionaries({
 })
 
 
-def check_random(graph, style, dims, size, seed):
+def check_random(graph, style, dims, size, steps, seed):
     torch.manual_seed(seed)
     model = nestedseg.create(graph, encoder_channels=(2, 3, 4, 3, 4, 3), in_channels=2,
-                             decoder_channels=(3, 2, 4, 3, 2, 3, 2, 3), dims=dims, **style)
+                             decoder_channels=(3, 2, 4, 3, 2, 3, 2, 3), dims=dims,
+                             strides=[step[-dims:] for step in steps], **style)
     shape = size[:dims] if dims == 2 else [min(side, 9) for side in size]
     assert_executions_agree(model.double().train(), randn(2, 2, *shape))
 
 
 sizes = st.tuples(*[st.integers(1, 33)] * 3)
+strides = st.just([(2, 2, 2)] * 5) | st.lists(
+    st.sampled_from([(2, 2, 2), (1, 2, 2), (2, 1, 2), (1, 1, 3)]), min_size=5, max_size=5)
 
 
 @settings(max_examples=25)
 @given(random_graphs(encoder_rows=(0,)), styles, st.sampled_from([2, 2, 3]), sizes,
-       st.integers(0, 99))
-def test_executions_agree_on_random_models(graph, style, dims, size, seed):
-    check_random(graph, style, dims, size, seed)
+       strides, st.integers(0, 99))
+def test_executions_agree_on_random_models(graph, style, dims, size, steps, seed):
+    check_random(graph, style, dims, size, steps, seed)
 
 
 @pytest.mark.slow
 @settings(max_examples=500)
 @given(random_graphs(encoder_rows=(0,)), styles, st.sampled_from([2, 2, 3]), sizes,
-       st.integers(0, 99))
-def test_executions_agree_on_many_random_models(graph, style, dims, size, seed):
-    check_random(graph, style, dims, size, seed)
+       strides, st.integers(0, 99))
+def test_executions_agree_on_many_random_models(graph, style, dims, size, steps, seed):
+    check_random(graph, style, dims, size, steps, seed)
 
 
 def test_the_fast_form_saves_less_for_the_backward_pass():

@@ -50,18 +50,15 @@ def describe_body(options: Options) -> Description:
     if options.encoder == "plain":
         return plain.describe(options)
     timm_encoder.parse_name(options.encoder)
-    if options.dims != 2:
-        raise ValueError(f"dims={options.dims} needs encoder='plain'; got {options.encoder!r}, "
-                         "a 2-D model")
     return timm_encoder.describe(options)
 
 
 def with_stem(body: Description, stem: bool | int | tuple[int, ...]) -> Description:
     """The description with the stem's levels before the encoder's own."""
     finest = body.levels[0].stride
-    widths = stem_channels(stem, finest[0])
-    strides = [(2 ** row,) * len(finest) for row in range(len(widths))]
-    levels = tuple(Level(width, stride) for width, stride in zip(widths, strides))
+    widths = stem_channels(stem, max(finest))
+    strides = [tuple(min(2 ** row, stride) for stride in finest) for row in range(len(widths))]
+    levels = tuple(map(Level, widths, strides))
     multiples = [body.multiples[0]] * len(widths) if body.fixed_size else strides
     return replace(body, levels=levels + body.levels, multiples=(*multiples, *body.multiples))
 

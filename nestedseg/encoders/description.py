@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nestedseg.errors import whole, wholes
+from nestedseg.errors import show, whole, wholes
 from nestedseg.graph import MAX_CHANNELS
 from nestedseg.layers import Level
 
 MAX_SIDE = 2 ** 16  # pixels
 MAX_TAPS = 32
 MAX_NAME = 200  # characters, of a module
+MAX_STRIDE = 4  # from one level of the plain encoder to the next, along one axis
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Options:
     stem: bool | int | tuple[int, ...] = False
     encoder_taps: tuple[int, ...] | tuple[str, ...] | None = None
     pyramid_channels: tuple[int, ...] | None = None
+    strides: tuple[tuple[int, ...], ...] | None = None
+    depth_strides: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         whole("in_channels", self.in_channels, 1, MAX_CHANNELS)
@@ -39,7 +43,7 @@ class Options:
             whole("stem", self.stem, 1, MAX_CHANNELS)
         for name, low, high in (("encoder_channels", 1, MAX_CHANNELS), ("stem", 1, MAX_CHANNELS),
                                 ("image_size", 1, MAX_SIDE), ("encoder_taps", 0, MAX_SIDE),
-                                ("pyramid_channels", 1, MAX_CHANNELS)):
+                                ("pyramid_channels", 1, MAX_CHANNELS), ("depth_strides", 1, 2)):
             value = getattr(self, name)
             needed = name == "encoder_channels" and self.encoder == "plain"
             if name == "encoder_taps" and are_names(value):
@@ -49,9 +53,32 @@ class Options:
         if self.image_size is not None and len(self.image_size) != self.dims:
             raise ValueError(f"image_size needs {self.dims} numbers for a {self.dims}-D model, "
                              f"got {self.image_size}")
-        if self.encoder == "plain" and (self.encoder_taps or self.pyramid_channels):
-            raise ValueError("encoder_taps and pyramid_channels are for timm encoders; the plain "
-                             "one has encoder_channels")
+        if self.encoder == "plain" and (self.encoder_taps or self.pyramid_channels
+                                        or self.depth_strides):
+            raise ValueError("encoder_taps, pyramid_channels and depth_strides are for timm "
+                             "encoders; the plain one has encoder_channels and strides")
+        if self.depth_strides is not None and self.dims != 3:
+            raise ValueError("depth_strides is for volumes, dims=3")
+        if self.strides is not None:
+            object.__setattr__(self, "strides", self._check_strides())
+
+    def _check_strides(self) -> tuple[tuple[int, ...], ...]:
+        if self.encoder != "plain":
+            raise ValueError("strides is for the plain encoder; those of timm have their own, and "
+                             "for volumes depth_strides")
+        if isinstance(self.strides, str) or not isinstance(self.strides, Sequence):
+            raise TypeError("strides must be a sequence of strides, each one number an axis, got "
+                            f"{show(self.strides)}")
+        steps = len(self.encoder_channels) - 1
+        if len(self.strides) != steps:
+            raise ValueError(f"strides: {steps + 1} encoder_channels need {steps} strides, one "
+                             f"from each level to the next, got {len(self.strides)}")
+        strides = tuple(wholes("strides", step, 1, MAX_STRIDE) for step in self.strides)
+        for step in strides:
+            if len(step) != self.dims:
+                raise ValueError(f"strides needs {self.dims} numbers a step for a {self.dims}-D "
+                                 f"model, got {step}")
+        return strides
 
 
 def are_names(taps: Any) -> bool:
@@ -70,7 +97,7 @@ class Description:
             the deepest.
         preprocessing: mean, std, input_range, interpolation and size (H, W) of its images.
         pattern: how its strides grow: "plain", "doubling", "isotropic" or "irregular".
-        smallest: the shortest side that it takes, in pixels.
+        smallest: the shortest sides that it takes, in pixels, along each axis.
         fixed_size: the one (H, W) that it takes; ``None`` = any.
         backbone: what the kind of encoder must know more, to be built.
     """
@@ -78,7 +105,7 @@ class Description:
     levels: tuple[Level, ...]
     multiples: tuple[tuple[int, ...], ...]
     preprocessing: dict[str, Any]
+    smallest: tuple[int, ...]
     pattern: str = "plain"
-    smallest: int = 1
     fixed_size: tuple[int, int] | None = None
     backbone: Any = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from timm.models import get_pretrained_cfg
+
 from nestedseg.encoders import timm_encoder
 from nestedseg.encoders.description import Options
 
@@ -34,17 +36,22 @@ class EncoderInfo:
     multiple: int
 
 
-def encoder_info(name: str) -> EncoderInfo:
+def encoder_info(name: str, dims: int = 2) -> EncoderInfo:
     """Strides, channels, size and sizes of a timm model. No weights are made.
 
+    Args:
+        dims: 3 to try whether it can be made volumetric.
+
     Raises:
-        ValueError: timm has no such model.
+        ValueError: timm has no such model, or it is for images alone: the message names the module
+            that cannot be made volumetric.
     """
     timm_encoder.parse_name(name)
-    description = timm_encoder.describe(Options(name))
+    description = timm_encoder.describe(Options(name, dims=dims))
     trial, _ = description.backbone
-    levels = description.levels
+    strides, channels = zip(*((level.stride[-1], level.channels) for level in description.levels))
     return EncoderInfo(
-        name, tuple(level.stride[0] for level in levels), tuple(level.channels for level in levels),
-        trial.parameters, description.pattern, tuple(description.preprocessing["size"]),
-        description.fixed_size is None, description.multiples[-1][0])
+        name, strides, channels,
+        trial.parameters, description.pattern,
+        tuple(get_pretrained_cfg(name).input_size[-2:]), description.fixed_size is None,
+        description.multiples[-1][-1])

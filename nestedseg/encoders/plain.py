@@ -1,27 +1,32 @@
-"""The paper's own encoder: a block H per level, 2x2 max pooling between levels."""
+"""The paper's own encoder: a block H per level, max pooling between levels, 2x2 or as asked."""
 
 from __future__ import annotations
+
+import operator
+from itertools import accumulate
 
 from torch import Tensor, nn
 
 from nestedseg.encoders.description import Description, Options
-from nestedseg.layers import DoubleConv, Level, Style, max_pool
+from nestedseg.layers import DoubleConv, Level, Style, max_pool, steps_between
 
 
 def describe(options: Options) -> Description:
-    """Strides 1, 2, 4, ... with the widths that were asked for."""
-    levels = tuple(Level(width, (2 ** row,) * options.dims)
-                   for row, width in enumerate(options.encoder_channels))
+    """Strides 1, 2, 4, ..., or the product of those asked for, with the widths asked for."""
+    one = (1,) * options.dims
+    steps = options.strides or [(2,) * options.dims] * (len(options.encoder_channels) - 1)
+    strides = accumulate([one, *steps], lambda a, b: tuple(map(operator.mul, a, b)))
+    levels = tuple(map(Level, options.encoder_channels, strides))
     half = [0.5] * options.in_channels
     return Description(levels, tuple(level.stride for level in levels),
                        {"mean": half, "std": half, "input_range": [0.0, 1.0],
-                        "interpolation": "bilinear", "size": options.image_size})
+                        "interpolation": "bilinear", "size": options.image_size}, one)
 
 
 class PlainEncoder(nn.Module):
     """X^{0,0} ... X^{L,0} of the plain U-Net, in 2-D or 3-D.
 
-    ``(N, in_channels, *spatial)`` -> L + 1 features with strides 1, 2, 4, ...
+    ``(N, in_channels, *spatial)`` -> L + 1 features with strides 1, 2, 4, ... or as asked.
     """
 
     def __init__(self, in_channels: int, description: Description, style: Style) -> None:
@@ -33,8 +38,8 @@ class PlainEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features: list[Tensor] = []
-        for block in self.children():
-            x = block(max_pool(x, 2) if features else x)
+        for block, by in zip(self.children(), steps_between(self.levels)):
+            x = block(max_pool(x, by))
             features.append(x)
         return features
 

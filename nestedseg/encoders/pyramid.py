@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from nestedseg.encoders.probe import Feature
 from nestedseg.errors import wholes
 from nestedseg.graph import MAX_CHANNELS
+from nestedseg.layers import LINEAR
 
 SIMPLE_PYRAMID = (4, 8, 16, 32)  # strides, after ViTDet
 
@@ -113,20 +114,22 @@ class Neck(nn.Module):
 
     Args:
         any_size: whether the encoder sees the image at the image's own size, whatever that is.
+        stride: of the level along each axis; default: the tap's, in 2-D.
     """
 
-    def __init__(self, tap: Tap, any_size: bool = True) -> None:
+    def __init__(self, tap: Tap, any_size: bool = True,
+                 stride: tuple[int, ...] | None = None) -> None:
         super().__init__()
         self.fits = tap.feature.fits and any_size
         self.pool = max(1, tap.stride // tap.feature.nominal) if tap.made else 1
-        self.grid = tap.feature.nominal if tap.made else tap.stride
+        self.grid = (tap.feature.nominal,) * 2 if tap.made else stride or (tap.stride,) * 2
         self.layers = make_layers(tap) if tap.made else nn.Identity()
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
         if not self.fits:
-            target = tuple(side // self.grid for side in size)
-            if x.shape[-2:] != target:
-                x = F.interpolate(x, size=target, mode="bilinear", align_corners=False)
+            target = tuple(side // stride for side, stride in zip(size, self.grid))
+            if x.shape[2:] != target:
+                x = F.interpolate(x, size=target, mode=LINEAR[len(target)], align_corners=False)
         x = self.layers(x)
         return F.max_pool2d(x, self.pool) if self.pool > 1 else x
 

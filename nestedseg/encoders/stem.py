@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nestedseg.layers import DoubleConv, Level, Style, max_pool
+from nestedseg.layers import DoubleConv, Level, Style, max_pool, steps_between
 
 
 def stem_channels(stem: bool | int | Sequence[int], finest: int) -> tuple[int, ...]:
@@ -31,7 +31,7 @@ def stem_channels(stem: bool | int | Sequence[int], finest: int) -> tuple[int, .
 class StemmedEncoder(nn.Module):
     """Levels at strides 1, 2, ... computed from the image by blocks H, before those of an encoder.
 
-    ``(N, in_channels, H, W)`` -> one feature a level, finest first. The first ``added`` of the
+    ``(N, in_channels, *spatial)`` -> one feature a level, finest first. The first ``added`` of the
     levels are the stem's.
     """
 
@@ -47,8 +47,8 @@ class StemmedEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features: list[Tensor] = []
-        for block in self.stem:
-            features.append(block(max_pool(features[-1], 2) if features else x))
+        for block, by in zip(self.stem, steps_between(self.levels)):
+            features.append(block(max_pool(features[-1] if features else x, by)))
         return features if self.body is None else [*features, *self.body(x)]
 
     def set_grad_checkpointing(self, enable: bool) -> None:

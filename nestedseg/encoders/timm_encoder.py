@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +21,48 @@ from nestedseg.encoders.probe import Probe, probe, probe_named
 from nestedseg.encoders.pyramid import Neck, Tap, choose_taps, named_taps, pattern_of
 from nestedseg.encoders.trial import forward_taps, listen
 from nestedseg.encoders.trim import trim
+from nestedseg.encoders.volumetric import plan
+from nestedseg.encoders.watch import depth_stride
 from nestedseg.errors import nearest, show
-from nestedseg.layers import Level
+from nestedseg.layers import CONV, Level
 
 log = logging.getLogger(__name__)
 
 
 class TimmEncoder(nn.Module):
-    """Features of a timm model, ``(N, in_channels, H, W)`` -> one a level, finest first.
+    """Features of a timm model, ``(N, in_channels, *spatial)`` -> one a level, finest first.
 
     Args:
         name: of the timm model.
-        model: the plain timm model, which is cut down in place.
+        model: the plain timm model, or one made volumetric, which is cut down in place.
         in_channels: channels of the image.
         trial: how the model is fed.
-        taps: the levels, finest first.
+        taps: what the levels are made from, finest first.
+        levels: likewise.
+        smallest: an image or volume that it takes.
     """
 
     def __init__(self, name: str, model: nn.Module, in_channels: int, trial: Probe,
-                 taps: tuple[Tap, ...]) -> None:
+                 taps: tuple[Tap, ...], levels: tuple[Level, ...],
+                 smallest: tuple[int, ...]) -> None:
         super().__init__()
-        self.key = name, trial
+        self.key = name, trial, levels
         self.runs_at = trial.runs_at
-        self.trial_size = trial.runs_at or (trial.smallest,) * 2
+        self.trial_size = trial.runs_at or smallest
         self.model_channels = trial.in_channels
         if in_channels != trial.in_channels:
-            self.colours = nn.Conv2d(in_channels, trial.in_channels, 1)
+            self.colours = CONV[len(smallest)](in_channels, trial.in_channels, 1)
         self.model = model
-        self.necks = nn.ModuleList(Neck(tap, self.runs_at is None) for tap in taps)
+        self.necks = nn.ModuleList(Neck(tap, self.runs_at is None, level.stride)
+                                   for tap, level in zip(taps, levels))
         self.taps = tuple(tap.index for tap in taps)
-        self.levels = levels_of(taps)
+        self.levels = levels
         if isinstance(self.taps[0], str):
             listen(model, self.taps)
         self.keep(len(taps))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        size = x.shape[-2:]
+        size = x.shape[2:]
         if hasattr(self, "colours"):
             x = self.colours(x)
         if self.runs_at is not None and tuple(size) != self.runs_at:
@@ -95,37 +103,55 @@ class TimmEncoder(nn.Module):
         return forward_taps(model, x, self._wanted)
 
 
-def levels_of(taps: tuple[Tap, ...]) -> tuple[Level, ...]:
-    return tuple(Level(tap.channels, (tap.stride,) * 2) for tap in taps)
+def along_axes(stride: int, options: Options) -> tuple[int, ...]:
+    """A stride of the timm model, a power of two, along each axis."""
+    if options.dims == 2:
+        return stride, stride
+    return depth_stride(stride, options.depth_strides), stride, stride
 
 
 def describe(options: Options) -> Description:
     """Levels, sizes and preprocessing, found by trying the model on the meta device.
 
     Raises:
-        ValueError: taps or channels that it cannot serve.
+        ValueError: taps, channels or dimensions that it cannot serve.
     """
-    trial = probe(options.encoder, options.in_channels, options.image_size)
+    flat = options.dims == 2
+    trial = probe(options.encoder, options.in_channels, options.image_size if flat else None)
     features = trial.features
     if options.encoder_taps and isinstance(options.encoder_taps[0], str):
+        if not flat:
+            raise ValueError("encoder_taps that name modules are for images; for volumes, give "
+                             f"numbers from 0 to {len(features) - 1}")
         features = probe_named(options.encoder, trial, options.encoder_taps)
         taps = named_taps(dict(zip(options.encoder_taps, features)))
     else:
         taps = choose_taps(features, options.encoder_taps, options.pyramid_channels)
-    own = tuple(get_pretrained_cfg(options.encoder).input_size[-2:])
+    own = tuple(get_pretrained_cfg(options.encoder).input_size[-2:]) if flat else None
     size = options.image_size or own
+    halvings = int(math.log2(max(feature.nominal for feature in trial.features)))
+    if len(options.depth_strides or ()) > halvings:
+        raise ValueError(f"depth_strides: encoder {options.encoder!r} halves height and width "
+                         f"{halvings} times, got {len(options.depth_strides)} strides")
+    smallest = ((trial.smallest,) * 2 if flat
+                else plan(options.encoder, trial, options.depth_strides).smallest)
+    if not flat and any(tap.made for tap in taps):
+        raise ValueError(f"encoder {options.encoder!r} cannot be made volumetric: its features "
+                         "have one stride, and the pyramid made from them is for images alone")
+    levels = tuple(Level(tap.channels, along_axes(tap.stride, options)) for tap in taps)
     return Description(
-        levels_of(taps), multiples_of(taps, trial), preprocessing_of(options, size),
-        pattern_of(features), trial.smallest, size if trial.runs_at else None,
-        backbone=(trial, taps))
+        levels, multiples_of(taps, trial, options), preprocessing_of(options, size), smallest,
+        pattern_of(features), size if trial.runs_at else None, backbone=(trial, taps))
 
 
-def multiples_of(taps: tuple[Tap, ...], trial: Probe) -> tuple[tuple[int, int], ...]:
+def multiples_of(taps: tuple[Tap, ...], trial: Probe,
+                 options: Options) -> tuple[tuple[int, ...], ...]:
     """To what images are padded where each level is the deepest."""
-    needed = [max(tap.stride, tap.feature.nominal) * trial.factor for tap in taps]
+    needed = [max(tap.stride, tap.feature.nominal) for tap in taps]
     if trial.runs_at:  # one size, whatever the depth
         needed = [max(needed)] * len(needed)
-    return tuple((max(needed[:index + 1]),) * 2 for index in range(len(needed)))
+    return tuple(tuple(side * trial.factor for side in along_axes(deepest, options))
+                 for deepest in accumulate(needed, max))
 
 
 def build(options: Options, weights: str | Path | bool | None, description: Description,
@@ -148,7 +174,10 @@ def build(options: Options, weights: str | Path | bool | None, description: Desc
                     options.encoder, options.image_size, trial.runs_at)
     arguments = dict(trial.arguments) | {"in_chans": trial.in_channels}
     model = load_model(options.encoder, weights, arguments)
-    return TimmEncoder(options.encoder, model, options.in_channels, trial, taps[:count])
+    if options.dims == 3:
+        plan(options.encoder, trial, options.depth_strides).apply(model, bool(weights))
+    return TimmEncoder(options.encoder, model, options.in_channels, trial, taps[:count],
+                       description.levels[:count], description.smallest)
 
 
 def load_model(name: str, weights: str | Path | bool | None,
@@ -186,14 +215,14 @@ def check_file(path: Path) -> Path:
                          f"{error}") from None
 
 
-def preprocessing_of(options: Options, size: tuple[int, int]) -> dict[str, Any]:
+def preprocessing_of(options: Options, size: tuple[int, ...] | None) -> dict[str, Any]:
     """What the weights of this name and tag were trained with."""
     cfg, channels = get_pretrained_cfg(options.encoder), options.in_channels
     mean, std = list(cfg.mean), list(cfg.std)
     if len(mean) != channels:  # other channels than RGB: timm repeats or sums its filters
         mean, std = [sum(mean) / len(mean)] * channels, [sum(std) / len(std)] * channels
     return {"mean": mean, "std": std, "input_range": [0.0, 1.0],
-            "interpolation": cfg.interpolation, "size": list(size)}
+            "interpolation": cfg.interpolation, "size": size and list(size)}
 
 
 def parse_name(name: str) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +103,7 @@ class Trial:
     def _build(self, arguments: dict[str, Any]) -> nn.Module:
         if self.device != "meta":
             self._models.clear()  # real weights: one model at a time
-        with torch.device(self.device):
-            return timm.create_model(self.name, in_chans=self.in_channels, **arguments).eval()
+        return build_on(self.device, self.name, self.in_channels, arguments)
 
 
 def _kept(results: dict[Any, Any], key: Any, make: Any) -> Any:
@@ -117,6 +116,12 @@ def _kept(results: dict[Any, Any], key: Any, make: Any) -> Any:
     if isinstance(results[key], Unfit):
         raise results[key]
     return results[key]
+
+
+def build_on(device: str, name: str, in_channels: int, arguments: Mapping[str, Any]) -> nn.Module:
+    """A timm model without its weights, in eval mode."""
+    with torch.device(device):
+        return timm.create_model(name, in_chans=in_channels, **arguments).eval()
 
 
 def forward_taps(model: nn.Module, x: Tensor,

@@ -1,0 +1,541 @@
+"""timm encoders made volumetric: by what identity, what is refused, and that all else holds."""
+
+import copy
+import pickle
+
+import encoders_3d
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from endless import Endless
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import nestedseg
+from nestedseg.encoders.inflate import convert, depth_kernel, inflate
+from nestedseg.encoders.probe import probe
+from nestedseg.encoders.translate import ForVolumes, Translated, Untranslatable
+from nestedseg.encoders.trial import build_on, forward_taps
+from nestedseg.encoders.unpack import with_depth
+from nestedseg.encoders.volumetric import plan
+from nestedseg.encoders.watch import Watch, depth_stride
+
+THICK = (1, 1, 2)  # slices that lie apart
+WIDTHS = (4,) * 6
+
+
+def make(encoder="test_resnet", seed=0, **arguments):
+    torch.manual_seed(seed)
+    return nestedseg.create("unetpp", encoder, **{
+        "dims": 3, "deep_supervision": True, "decoder_channels": WIDTHS,
+        "depth_strides": None if encoder == "plain" else THICK} | arguments)
+
+
+def randn(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def fill(model):
+    """Weights as training leaves them, in a model that was built without."""
+    model.to_empty(device="cpu").double()
+    for name, value in model.named_parameters():
+        nn.init.normal_(value, 0.0 if value.ndim > 1 else 1.0, value[0].numel() ** -0.5 / 2)
+        if name.endswith("bias"):
+            nn.init.normal_(value, 0, 0.1)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+        if isinstance(module, timm.layers.BlurPool2d):
+            module.init_non_persistent_buffers()
+    return model
+
+
+# -- the inflation identity ------------------------------------------------------------------------
+
+
+ISSUE = ["resnet18", "vgg11_bn", "densenet121", "efficientnet_b0", "regnety_002", "convnext_atto",
+         "mobilenetv3_small_100"]
+# padding as in TensorFlow, standardised weights, anti-aliasing, up-sampling, channels last, layer
+# scale, reversed shapes, attention over paths, padding that is a module
+OTHERS = ["tf_mobilenetv3_small_minimal_100", "test_nfnet", "resnetv2_50x1_bit", "resnetblur18",
+          "hrnet_w18_small", "test_mambaout", "fastvit_t8", "resnest14d", "skresnet18",
+          "poolformer_s12", "convnextv2_atto", "hgnetv2_b0", "ecaresnet26t", "caformer_s18",
+          "shvit_s1", "nextvit_small", "gcresnet33ts"]
+
+
+@torch.no_grad()
+def assert_inflated(name, depth_strides):
+    """On a volume that is the same in every slice, each feature is the 2-D model's, in each."""
+    trial = probe(name)
+    made = plan(name, trial, depth_strides)
+    model = build_on("meta", name, 3, {})
+    model.prune_intermediate_layers(list(range(len(trial.features))), prune_head=True)
+    model = fill(model).eval()
+    depth, height, width = made.smallest
+    x = randn(1, 3, height, width + height)
+    flat = forward_taps(model, x)
+    made.apply(model, pretrained=True)
+    with Endless():
+        deep = forward_taps(model, x.unsqueeze(2).repeat(1, 1, depth, 1, 1))
+    for feature, volume in zip(flat, deep, strict=True):
+        scale = feature.abs().max()
+        assert scale > 1e-3
+        each = feature.unsqueeze(2).expand_as(volume)
+        torch.testing.assert_close(volume / scale, each / scale, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ISSUE)
+def test_inflated_features_are_those_of_the_image(name):
+    assert_inflated(name, (1, 1, 2, 1, 1))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
+def test_with_full_strides_too(name):
+    assert_inflated(name, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ISSUE + OTHERS)
+@pytest.mark.parametrize("depth_strides", [None, (1,), (1, 1, 1, 1, 1), (2, 1, 2, 1)], ids=str)
+def test_inflated_features_of_every_kind(name, depth_strides):
+    assert_inflated(name, depth_strides)
+
+
+@pytest.mark.parametrize("name", ["resnest14d", "skresnet18", "test_nfnet", "shvit_s1"])
+def test_inflated_features_of_other_kinds(name):
+    assert_inflated(name, (1, 1, 2, 1, 1))
+
+
+def test_without_the_trick_the_interior_is_the_images():
+    """As the paper has it: zeros beyond the ends reach as far as the field of view."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(),
+                           nn.Conv2d(3, 4, 3, padding=1)).double().eval()
+    x = randn(1, 2, 7, 9)
+    with torch.no_grad():
+        flat = layers(x)
+        for module in layers:
+            convert(module)
+        deep = layers(x.unsqueeze(2).repeat(1, 1, 8, 1, 1))
+    assert deep.shape == (1, 4, 8, 7, 9)
+    for slice_ in deep.unbind(2)[2:-2]:
+        torch.testing.assert_close(slice_, flat, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(deep[:, :, 0], flat)
+
+
+def test_pretrained_weights_are_inflated(tmp_path):
+    flat = timm.create_model("test_resnet")
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(flat.state_dict(), path)
+    model = make(encoder_weights=path).encoder.model
+    for name, weight in model.state_dict().items():
+        before = flat.state_dict()[name]
+        if weight.ndim == 5:
+            assert torch.equal(weight, inflate(before, weight.shape[2]))
+            weight = weight.sum(2)
+        torch.testing.assert_close(weight, before)
+
+
+def test_random_weights_differ_from_slice_to_slice_and_keep_the_signal():
+    weight = make().encoder.model.layer4[0].conv2.weight.detach()
+    assert weight.shape[2] == 3
+    first, second = weight[:, :, 0], weight[:, :, 1]
+    assert abs(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]) < 0.05
+    flat = timm.create_model("test_resnet").layer4[0].conv2.weight
+    assert weight.std() * 3 ** 0.5 == pytest.approx(flat.std().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("kernel, padding, dilation, stride", [
+    (3, 1, 1, 2), (7, 3, 1, 2), (4, 0, 1, 4), (2, 0, 1, 2), (7, 2, 1, 4), (5, 2, 1, 2),
+    (3, 2, 2, 2), (1, 0, 1, 2)])
+def test_a_kernel_with_a_smaller_stride_loses_no_slice(kernel, padding, dilation, stride):
+    for step in (1, 2, stride):
+        k = depth_kernel(kernel, padding, dilation, stride, step)
+        conv = nn.Conv3d(1, 1, (k, 1, 1), (step, 1, 1), (padding, 0, 0), (dilation, 1, 1))
+        assert 1 <= k <= kernel
+        assert conv(torch.zeros(1, 1, 8 * stride, 1, 1)).shape[2] == 8 * stride // step
+
+
+# -- translation -----------------------------------------------------------------------------------
+
+
+CHANNEL = nn.Parameter(torch.linspace(1, 2, 4, dtype=torch.float64).view(4, 1, 1))
+FUNCTIONS = {
+    "mean": lambda x: x * x.mean((2, 3), keepdim=True),
+    "negative axes": lambda x: x * x.mean((-2, -1), keepdim=True),
+    "axis": lambda x: x * x.mean(axis=[2, 3], keepdim=True),
+    "amax": lambda x: x - torch.amax(x, dim=(2, 3), keepdim=True),
+    "norm": lambda x: x / x.permute(0, 2, 3, 1).norm(p=2, dim=(1, 2)).mean()
+    * x.shape[2:].numel() ** 0.5,
+    "squeeze and excite": lambda x: x * x.mean((2, 3)).sigmoid().view(x.shape[0], -1, 1, 1),
+    "reshape": lambda x: x * CHANNEL.flatten().reshape(-1, 1, 1),
+    "None": lambda x: x * CHANNEL.flatten()[:, None, None],
+    "parameter": lambda x: CHANNEL * x + CHANNEL,
+    "channels last": lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2),
+    "chunk": lambda x: torch.cat(x.chunk(2, dim=1)[::-1], dim=1),
+    "chunk of the last": lambda x: x.permute(0, 2, 3, 1).chunk(2, -1)[1].permute(0, 3, 1, 2),
+    "groups": lambda x: x.reshape(x.shape[0], 2, 2, *x.shape[2:]).sum(1),
+    "max pool": lambda x: F.max_pool2d(x, 3, 2, 1),
+    "average pool": lambda x: F.avg_pool2d(x, (2, 2)),
+    "adaptive": lambda x: F.adaptive_avg_pool2d(x, (1, 1)) + F.adaptive_max_pool2d(x, 1),
+    "nearest": lambda x: F.interpolate(x, scale_factor=2),
+    "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "crop": lambda x: x[:, :, 1:, 1:],
+    "tokens": lambda x: x * x.flatten(2).amax(2)[:, :, None, None],
+    "tokens again": lambda x: x * x.reshape(*x.shape[:2], -1).mean(2).view(*x.shape[:2], 1, 1),
+    "flat sides": lambda x: x * x.flatten(2, 3).amin(2).view(*x.shape[:2], 1, 1),
+    "some channels": lambda x: x[:, 1:3],
+    "pooled": lambda x: x * F.adaptive_avg_pool2d(x, 1).flatten(1)[:, :, None, None],
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("nested", [1, 2])
+def test_image_code_does_the_same_to_volumes(name, nested):
+    function, x = FUNCTIONS[name], randn(2, 4, 6, 8)
+    y = function(x)
+    with ForVolumes():
+        z = function(x.unsqueeze(2).repeat(1, 1, 10, 1, 1)) if nested == 1 else None
+        if nested == 2:
+            with ForVolumes():
+                z = function(x.unsqueeze(2).repeat(1, 1, 10, 1, 1))
+    assert z.dim() == 5
+    torch.testing.assert_close(z, y.unsqueeze(2).expand_as(z), rtol=1e-12, atol=1e-12)
+
+
+def test_depth_is_padded_as_height_is():
+    with ForVolumes():
+        y = F.pad(torch.ones(1, 1, 2, 3, 4), (0, 1, 0, 1))
+    assert y.shape == (1, 1, 3, 4, 5)
+    assert y.sum() == 24
+
+
+REFUSED = {
+    "width alone": lambda x: x.mean(3),
+    "height alone": lambda x: x.softmax(dim=2),
+    "flattened": lambda x: x.flatten(1, 2),
+    "rows": lambda x: x.reshape(x.shape[0], -1, x.shape[3]),
+    "transposed": lambda x: x.permute(0, 1, 3, 2),
+    "every other row": lambda x: x[:, :, ::2, 1::2],
+    "one side": lambda x: F.pad(x, (1, 0, 0, 0)),
+    "a flat kernel": lambda x: F.avg_pool2d(x, (1, 3)),
+    "one size": lambda x: F.interpolate(x, size=(3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_treat_the_sides_alike_is_refused(name):
+    REFUSED[name](torch.zeros(1, 4, 6, 8))
+    with ForVolumes(), pytest.raises(Untranslatable):
+        REFUSED[name](torch.zeros(1, 4, 5, 6, 8))
+
+
+class Toy(nn.Module):
+    """A model as timm has them, of one feature."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.conv, self.layer = nn.Conv2d(3, 4, 3, 2, 1), Layer(function)
+
+    def forward_intermediates(self, x, **kwargs):
+        return [self.layer(self.conv(x))]
+
+
+class Layer(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def watched(function):
+    model = Toy(function).to("meta")
+    watch = Watch(model, 3, None)
+    watch.see_image((14, 18))
+    convert(model.conv)
+    watch.see_volume((10, 14, 18))
+    return watch
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: x.roll(1, 2), lambda x: x.flip(3), lambda x: x.transpose(2, 3).transpose(2, 3),
+    lambda x: x.cumsum(2), lambda x: torch.einsum("n...->n...", x), lambda x: x.sort(3).values,
+    lambda x: F.unfold(x, 1).view(x.shape), lambda x: x * x.mean((3, 1), keepdim=True)])
+def test_what_would_run_and_be_wrong_is_refused(function):
+    with pytest.raises((Untranslatable, RuntimeError)):
+        watched(function)
+
+
+def test_what_is_translated_is_noted():
+    assert watched(torch.relu).classes == set()
+    assert watched(lambda x: x * x.mean((2, 3), keepdim=True)).classes == {Layer}
+
+
+def test_a_module_that_forgets_the_depth_is_named():
+    model = Toy(torch.relu).to("meta")
+    watch = Watch(model, 3, None)
+    watch.see_image((14, 18))
+    convert(model.conv, depth_stride=1)
+    with pytest.raises(Untranslatable, match="a depth of 10 where 5 is due"):
+        watch.see_volume((10, 14, 18))
+    assert watch.where == "conv (Conv3d)"
+
+
+def test_shapes_are_unpacked_with_a_depth():
+    def groups(x):
+        B, C, H, W = x.shape
+        return x.reshape(B, 2, C // 2, H, W).sum(1) * (H * W)
+
+    def windows(x):
+        B, C, H, W = x.shape
+        return x.view(B, C, H // 2, 2, W)
+
+    def last(x):
+        b, h, w, c = x.size()
+        return x.reshape(b, h, w, 2, c // 2)
+
+    x = randn(2, 4, 3, 6, 8)
+    assert torch.equal(with_depth(groups)(x), x.view(2, 2, 2, 3, 6, 8).sum(1) * 144)
+    assert torch.equal(with_depth(last)(x), x.view(2, 4, 3, 6, 2, 4))
+    for function in (windows, torch.relu, test_depth_is_padded_as_height_is):
+        assert with_depth(function) is function
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, module", [
+    ("test_vit", "VisionTransformer"), ("swin_tiny_patch4_window7_224", r"patch_embed \(Patch"),
+    ("tresnet_m", r"body.s2d \(SpaceToDepth\)"), ("test_coatnet", r"attn \(Attention2d\)"),
+    ("resnetv2_50d_evos", r"stem.norm1 \(EvoNorm2dS0\)"), ("mobilevit_xxs", "MobileVitBlock"),
+    ("convmixer_768_32", "blocks.0.0.fn.0")])
+def test_a_model_for_images_alone_names_the_module(name, module):
+    with pytest.raises(ValueError, match=f"encoder '{name}' cannot be made volumetric: .*{module}"):
+        nestedseg.create("unetpp", name, dims=3)
+    with pytest.raises(ValueError, match=module):
+        nestedseg.encoder_info(name, dims=3)
+
+
+def test_encoder_info_in_3d():
+    info = nestedseg.encoder_info("test_resnet", dims=3)
+    assert info == nestedseg.encoder_info("test_resnet")
+    with pytest.raises(ValueError, match="dims"):
+        nestedseg.encoder_info("test_resnet", dims=4)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"depth_strides": (1, 3)}, "depth_strides must be from 1 to 2"),
+    ({"depth_strides": (0,)}, "depth_strides"),
+    ({"depth_strides": ()}, "depth_strides"),
+    ({"depth_strides": 1}, "depth_strides"),
+    ({"depth_strides": (1,) * 6}, "depth_strides.* 5 "),
+    ({"dims": 2}, "depth_strides is for volumes"),
+    ({"strides": [(1, 2, 2)]}, "strides is for the plain encoder"),
+    ({"encoder": "plain", "depth_strides": (1,)}, "depth_strides are for timm"),
+    ({"encoder": "plain", "depth_strides": None, "strides": [(1, 2, 2)]}, "need 4 strides"),
+    ({"encoder": "plain", "depth_strides": None, "strides": [(1, 2)] * 4}, "needs 3 numbers"),
+    ({"encoder": "plain", "depth_strides": None, "strides": [(1, 2, 5)] * 4}, "from 1 to 4"),
+    ({"encoder": "plain", "depth_strides": None, "strides": [(1, 2, 0)] * 4}, "from 1 to 4"),
+    ({"encoder": "plain", "depth_strides": None, "strides": 2}, "strides must be a sequence"),
+    ({"encoder": "plain", "depth_strides": None, "strides": "2222"}, "strides must be a sequence"),
+    ({"encoder": "plain", "depth_strides": None, "strides": [2] * 4}, "strides must be a sequence"),
+])
+def test_impossible_strides_are_refused(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make(**arguments)
+
+
+# -- strides along depth ---------------------------------------------------------------------------
+
+
+def test_depth_strides_are_those_of_each_halving():
+    assert [depth_stride(s, (1, 1, 2)) for s in (1, 2, 4, 8, 16, 32)] == [1, 1, 1, 2, 4, 8]
+    assert [depth_stride(s, None) for s in (1, 2, 32)] == [1, 2, 32]
+
+
+@pytest.mark.parametrize("encoder, stem", [("test_resnet", False), ("test_convnext", False),
+                                           ("test_convnext", True)])
+def test_levels_and_decoder_follow_the_depth_strides(encoder, stem):
+    model = make(encoder, stem=stem).eval()
+    for level in model.encoder.levels:
+        assert level.stride == (depth_stride(level.stride[1], THICK), *[level.stride[1]] * 2)
+    x = torch.randn(1, 3, 16, 64, 96)
+    for feature, level in zip(model.encoder(x), model.encoder.levels, strict=True):
+        assert feature.shape[1:] == (level.channels, *(n // s for n, s in
+                                                       zip((16, 64, 96), level.stride)))
+    first = model.decoder.x0_1.edges["x1_0"]
+    assert first.up_by == tuple(b // a for a, b in zip(*(model.encoder.levels[i].stride
+                                                         for i in (0, 1))))
+
+
+def test_a_few_thick_slices_are_not_padded_to_the_size_of_an_image():
+    assert make().config["pad_multiple"] == make().config["pad_smallest"] == [8, 32, 32]
+
+
+def test_strides_of_the_plain_encoder():
+    model = make("plain", encoder_channels=(4, 6, 8), strides=((1, 2, 2), (2, 3, 2))).eval()
+    assert [level.stride for level in model.encoder.levels] == [(1, 1, 1), (1, 2, 2), (2, 6, 4)]
+    x = torch.randn(2, 3, 4, 12, 8)
+    a, b, c = model.encoder(x)
+    assert (a.shape[2:], b.shape[2:], c.shape[2:]) == ((4, 12, 8), (4, 6, 4), (2, 2, 2))
+    assert torch.equal(b, model.encoder.x1_0(F.max_pool3d(a, (1, 2, 2))))
+    assert model(x).shape == (2, 1, 4, 12, 8)
+    flat = make("plain", dims=2, encoder_channels=(4, 6), strides=((1, 2),)).eval()
+    assert flat.encoder(x[:, :, 0])[1].shape == (2, 6, 12, 4)
+
+
+def test_a_row_finer_than_thick_slices_keeps_their_depth():
+    graph = {"nodes": {"x1_1": ["x1_0", "x2_0"], "x0_2": ["x1_1"]}, "heads": ["x0_2"],
+             "encoder_row": 1}
+    model = nestedseg.create(graph, "test_resnet", dims=3, depth_strides=THICK,
+                             decoder_channels=(4, 4)).eval()
+    assert model.decoder.strides == {"x1_1": (1, 2, 2), "x0_2": (1, 1, 1)}
+    assert model(torch.randn(1, 3, 8, 32, 32)).shape == (1, 1, 8, 32, 32)
+
+
+# -- everything else holds -------------------------------------------------------------------------
+
+
+KINDS = {
+    "test_resnet": {}, "test_convnext": {"stem": 4}, "test_efficientnet": {"depth_strides": None},
+    "test_byobnet": {"in_channels": 1, "depth": 2}, "skresnet18": {"depth": 1},
+    "plain": {"encoder_channels": (4, 6, 8), "strides": ((1, 2, 2), (2, 2, 2))},
+}
+
+
+def volume(model, *size):
+    return torch.randn(2, model.config["in_channels"], *size, dtype=next(model.parameters()).dtype)
+
+
+@pytest.mark.parametrize("encoder", KINDS)
+def test_it_trains_prunes_fuses_and_is_saved(encoder, tmp_path):
+    model = make(encoder, **KINDS[encoder])
+    x = volume(model, 5, 20, 30)
+    sum(y.square().mean() for y in model(x)).backward()
+    assert [name for name, p in model.named_parameters()
+            if p.grad is None or not p.grad.isfinite().all()] == []
+    rows = list(model.eval().summary(size=(8, 32, 32)))
+    assert [row.depth for row in rows] == list(model.depths)
+    assert sorted(row.macs for row in rows) == [row.macs for row in rows]
+    model.save_pretrained(tmp_path)
+    loaded = nestedseg.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    with torch.no_grad():
+        heads = model.forward_heads(x)
+        for depth in (model.depths[0], model.depths[-1]):
+            assert heads[depth].shape == (2, 1, 5, 20, 30)
+            assert torch.equal(model.prune(depth)(x), heads[depth])
+        assert torch.equal(loaded(x), model(x))
+        model.double()
+        fused = model.fuse()
+        exact = model(x.double())
+        torch.testing.assert_close(fused(x.double()), exact, rtol=1e-9,
+                                   atol=1e-9 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize("encoder, left", [("test_resnet", 0), ("test_efficientnet", 0)])
+def test_norms_of_a_volumetric_encoder_are_folded(encoder, left):
+    fused = make(encoder).eval().fuse()
+    assert sum(isinstance(module, _BatchNorm) for module in fused.encoder.modules()) == left
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
+                         ids=["deepcopy", "pickle"])
+def test_a_copy_is_the_same_and_independent(copied):
+    model = make("test_efficientnet").eval()
+    twin, x = copied(model), volume(model, 8, 32, 32)
+    assert {type(m) for m in model.modules()} == {type(m) for m in twin.modules()}
+    assert any(isinstance(m, Translated) for m in twin.modules())
+    with torch.no_grad():
+        before = model(x)
+        assert torch.equal(twin(x), before)
+        for parameter in twin.parameters():
+            parameter.zero_()
+        assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("encoder", ["test_convnext", "test_efficientnet", "poolformer_s12"])
+def test_checkpointing_gives_the_same_gradients(encoder):
+    model = make(encoder, norm="group", depth=1).double()
+    for module in model.modules():  # which would draw other paths
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    x = volume(model, 8, 32, 32)
+
+    def gradients():
+        loss = sum(y.square().mean() for y in model(x))
+        return torch.autograd.grad(loss, list(model.parameters()))
+
+    torch.manual_seed(0)
+    plain = gradients()
+    model.set_grad_checkpointing()
+    torch.manual_seed(0)
+    for again, before in zip(gradients(), plain, strict=True):
+        torch.testing.assert_close(again, before, rtol=1e-8, atol=1e-12)
+
+
+def test_it_compiles_and_exports_in_one_piece():
+    model = make("test_efficientnet", deep_supervision=False, depth=1).eval()
+    x = volume(model, 8, 32, 32)
+    with torch.no_grad():
+        expected = model(x)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), expected)
+        exported = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(exported(x), expected)
+
+
+def test_freezing_and_parameter_groups():
+    model = make()
+    model.freeze_encoder()
+    assert not any(p.requires_grad for p in model.encoder.parameters())
+    assert len(model.parameter_groups(lr=0.1)) == 2
+    model.unfreeze_encoder()
+    groups = model.parameter_groups(lr=0.1, encoder_lr_scale=0.1, weight_decay=0.01)
+    assert sum(p.numel() for g in groups for p in g["params"]) == sum(
+        p.numel() for p in model.parameters())
+
+
+def test_a_volume_is_preprocessed_slice_by_slice():
+    model, flat = make(), make(dims=2, depth_strides=None)
+    image = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
+    x = nestedseg.preprocess(image, model)
+    assert x.shape == (1, 3, 5, 6, 7)
+    for slice_, given in zip(x.unbind(2), image):
+        assert torch.equal(slice_, nestedseg.preprocess(given, flat))
+    with pytest.raises(ValueError, match=r"an image \(D, H, W\) or \(D, H, W, 3\), got \(6, 7\)"):
+        nestedseg.preprocess(image[0], model)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (3, 70, 9), (17, 33, 64)])
+def test_any_size_of_a_volume(size):
+    model = make().eval()
+    with torch.no_grad():
+        assert model(volume(model, *size)).shape == (2, 1, *size)
+
+
+def test_channels_last_is_the_layout_alone():
+    model = make("test_efficientnet").double().eval()
+    x = volume(model, 8, 32, 32)
+    with torch.no_grad():
+        expected = model(x)
+        model.to(memory_format=torch.channels_last_3d)
+        torch.testing.assert_close(model(x.to(memory_format=torch.channels_last_3d)), expected)
+
+
+# -- the sweep's report ----------------------------------------------------------------------------
+
+
+def test_a_family_is_reported_with_what_stops_it():
+    models = {"a": encoders_3d.compact("one", {"own": "ok", "prune": "ok", "seconds": 1}),
+              "b": encoders_3d.compact("one", {"own": "ok", "prune": "ValueError: no"}),
+              "c": encoders_3d.compact("two", {"refused": "body.s2d (SpaceToDepth): it is flat"})}
+    assert encoders_3d.summarise(models) == {"models": 3, "converted": 2, "own": 2, "prune": 1}
+    assert "| one | 2 | 2 | 2 | 1 |  |\n| two | 1 |  |  |  | `SpaceToDepth` |" in \
+        encoders_3d.table(models)
