@@ -152,7 +152,7 @@ def test_a_stopped_server_leaves_the_cache(pushed, model, no_waiting):
 def test_heads_in_one_file_are_looked_for_once(server, model, tmp_path):
     """As other tools, or an earlier version, may have written them."""
     tensors = {name: t.clone() for name, t in own_tensors(model).items()}
-    config = model.config | {"schema_version": 1}
+    config = model.config | {"schema_version": 1, "pad_smallest": 1}
     config = {key: value for key, value in config.items() if key not in ("class_names", "training")}
     sha = server.put(REPO, {CONFIG: json.dumps(config).encode(),
                             WEIGHTS: safetensors.torch.save(tensors)})

@@ -324,7 +324,8 @@ def test_a_later_schema_says_which_nestedseg_to_install(folder):
 
 
 def test_an_earlier_schema_is_read(folder, model):
-    edit(folder, schema_version=1, nestedseg_version=..., class_names=..., training=...)
+    edit(folder, schema_version=1, nestedseg_version=..., class_names=..., training=...,
+         pad_smallest=1)
     assert same_model(nestedseg.from_pretrained(folder), model)
 
 

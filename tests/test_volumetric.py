@@ -504,7 +504,7 @@ def test_freezing_and_parameter_groups():
 
 def test_a_volume_is_preprocessed_slice_by_slice():
     model, flat = make(), make(dims=2, depth_strides=None)
-    image = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
+    image = np.random.default_rng(0).random((5, 6, 7), np.float32)
     x = nestedseg.preprocess(image, model)
     assert x.shape == (1, 3, 5, 6, 7)
     for slice_, given in zip(x.unbind(2), image):
