@@ -8,10 +8,12 @@ from nestedseg.hub import from_pretrained
 from nestedseg.lowering import execution
 from nestedseg.model import SegmentationModel, choose_depth, create
 from nestedseg.preprocess import preprocess
+from nestedseg.pyramid import FeaturePyramid, pyramid
 from nestedseg.topologies import list_topologies, register_topology, topology
 from nestedseg.version import __version__
 
 __all__ = [
+    "FeaturePyramid",
     "Graph",
     "GraphError",
     "SegmentationModel",
@@ -24,11 +26,12 @@ __all__ = [
     "list_encoders",
     "list_topologies",
     "preprocess",
+    "pyramid",
     "register_topology",
     "topology",
 ]
 
-_LAZY = ("data", "inference", "losses", "metrics", "training")
+_LAZY = ("data", "detection", "inference", "instances", "losses", "metrics", "training")
 
 
 def __getattr__(name):

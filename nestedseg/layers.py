@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -63,7 +64,7 @@ class DoubleConv(Recomputable):
     """H: twice (3x3 convolution, norm, activation, dropout). The paper's plain form: norm=None.
 
     ``(N, in_channels, *spatial)`` -> ``(N, out_channels, *spatial)``. Like every block of a node it
-    is ``finish(first(x))``, where ``first`` is a convolution, so that a node may compute that one
+    is ``finish(first(x))``; where ``first`` is a plain 3x3 convolution, a node computes that one
     without concatenating its inputs.
     """
 
@@ -93,7 +94,70 @@ class DoubleConv(Recomputable):
         return self.finish(self.conv1(x))
 
 
-BLOCKS: dict[str, Callable[[int, int, Style], nn.Module]] = {"double_conv": DoubleConv}
+class SingleConv(nn.Module):
+    """3x3 convolution, norm, activation, dropout."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
+        super().__init__()
+        self.conv = CONV[style.dims](in_channels, out_channels, 3, padding=1,
+                                     bias=style.norm is None)
+        self.norm = style.make_norm(out_channels)
+        self.act = ACTIVATIONS[style.activation]()
+        self.dropout = nn.Dropout(style.dropout)
+        self.apply(init_he)
+
+    @property
+    def first(self) -> nn.Module:
+        return self.conv
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.dropout(self.act(self.norm(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.finish(self.first(x))
+
+
+class PlainConv(nn.Module):
+    """A convolution with a bias, and nothing after it."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style, kernel: int) -> None:
+        super().__init__()
+        self.conv = CONV[style.dims](in_channels, out_channels, kernel, padding=kernel // 2)
+        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="linear")
+        nn.init.zeros_(self.conv.bias)
+
+    @property
+    def first(self) -> nn.Module:
+        return self.conv
+
+    def finish(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x)
+
+
+class Identity(nn.Module):
+    """Nothing: the node is what its inputs add up to."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
+        super().__init__()
+        if in_channels != out_channels:
+            raise ValueError(f"a node of the block 'identity' gives the {in_channels} channels "
+                             f"that it takes, not {out_channels}")
+        self.first = nn.Identity()
+
+    def finish(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+BLOCKS: dict[str, Callable[[int, int, Style], nn.Module]] = {
+    "double_conv": DoubleConv, "single_conv": SingleConv, "identity": Identity,
+    "conv1x1": partial(PlainConv, kernel=1), "conv3x3": partial(PlainConv, kernel=3),
+}
 
 
 class Edge(nn.Module):
@@ -156,12 +220,12 @@ class Node(Recomputable):
     def __init__(self, inputs: Mapping[str, Level], target: Level, fuse: str, block: str,
                  style: Style) -> None:
         super().__init__()
-        self.fuse = fuse
+        self.fuse, self.dims = fuse, style.dims
         self.edges = nn.ModuleDict({name: Edge(level, target, style, project=fuse == "sum")
                                     for name, level in inputs.items()})
         widths = [edge.out_channels for edge in self.edges.values()]
-        channels = target.channels if fuse == "sum" else sum(widths)
-        self.block = BLOCKS[block](channels, target.channels, style)
+        self.in_channels = target.channels if fuse == "sum" else sum(widths)
+        self.block = BLOCKS[block](self.in_channels, target.channels, style)
         self.execution = style.execution
 
     @property

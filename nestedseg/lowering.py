@@ -67,8 +67,9 @@ def which(conv: nn.Module, fuse: str, default: str) -> str:
         return name
     if fuse != "concat":
         return f"reference: {fuse} fusion"
-    plain = (set(conv.kernel_size) == {3} and set(conv.stride) == set(conv.dilation) == {1}
-             and set(conv.padding) == {1} and conv.groups == 1 and conv.padding_mode == "zeros")
+    plain = (isinstance(conv, (nn.Conv2d, nn.Conv3d)) and set(conv.kernel_size) == {3}
+             and set(conv.stride) == set(conv.dilation) == {1} and set(conv.padding) == {1}
+             and conv.groups == 1 and conv.padding_mode == "zeros")
     return "fast" if plain else "reference: its first layer is no plain 3x3 convolution"
 
 
