@@ -31,7 +31,8 @@ __all__ = [
     "topology",
 ]
 
-_LAZY = ("data", "detection", "inference", "instances", "losses", "metrics", "training")
+_LAZY = ("data", "detection", "inference", "instance_metrics", "instances", "losses", "metrics",
+         "training")
 
 
 def __getattr__(name):

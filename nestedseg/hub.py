@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nestedseg import storage
 from nestedseg.config import Config
@@ -15,7 +18,7 @@ from nestedseg.model import SegmentationModel, build
 
 
 def from_pretrained(directory: str | Path, depth: int | None = None) -> SegmentationModel:
-    """The model that `SegmentationModel.save_pretrained` wrote, in eval mode.
+    """The model, or detector, that its ``save_pretrained`` wrote, in eval mode.
 
     Encoder weights are never fetched again, nothing is unpickled, and every tensor must match.
 
@@ -29,20 +32,30 @@ def from_pretrained(directory: str | Path, depth: int | None = None) -> Segmenta
     """
     directory = Path(directory)
     data = storage.read_config(directory)
+    if depth is not None and "detector" in data:
+        raise ValueError(f"{str(directory)!r} holds a detector, which has no depths; got {depth}")
     weights = storage.find(directory, storage.WEIGHTS)
     try:
-        config = Config.from_dict(data)
+        make = builder(data)
         with torch.device("meta"):
-            plan = build(config)
+            plan = make()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{str(directory / storage.CONFIG)!r}: {error}") from error
     # Compared before anything is allocated: a stranger's config may ask for any size.
     check_shapes(storage.own_tensors(plan), storage.read_shapes(weights), str(weights))
-    model = build(config)
+    model = make()
     tensors = storage.read_tensors(weights)
     model.to(common_dtype(model.state_dict(), tensors, str(weights)))
     storage.load(model, tensors)
     return (model if depth is None else model.prune(depth)).eval()
+
+
+def builder(data: Mapping[str, Any]) -> Callable[[], nn.Module]:
+    """What builds the model of a config: a detector's says which in "detector"."""
+    if "detector" in data:
+        detection = import_module("nestedseg.detection")  # needs torchvision
+        return partial(detection.build, detection.DetectorConfig.from_dict(data))
+    return partial(build, Config.from_dict(data))
 
 
 def common_dtype(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor],

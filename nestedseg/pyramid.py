@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from nestedseg.compiler import build_decoder
 from nestedseg.encoders import Description, Options, build_encoder, describe_encoder
-from nestedseg.errors import choose, show, whole, wholes
+from nestedseg.errors import choose, nearest, show, whole, wholes
 from nestedseg.finetune import batch_norms
 from nestedseg.graph import MAX_CHANNELS, Graph, GraphError, position
 from nestedseg.layers import ACTIVATIONS, NORMS, UPSAMPLINGS, Style
@@ -78,6 +78,33 @@ class PyramidConfig:
         return data | {"graph": self.graph.to_dict(), "strides": list(self.strides),
                        "encoder": {key: list(value) if isinstance(value, tuple) else value
                                    for key, value in vars(self.encoder).items()}}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> PyramidConfig:
+        """The checked configuration in an object that `to_dict` wrote."""
+        data = checked_keys(cls, data, "pyramid")
+        options = checked_keys(Options, data["encoder"], "pyramid's encoder")
+        return cls(**data | {"graph": Graph.from_dict(data["graph"]),
+                             "encoder": Options(**options)})
+
+
+def checked_keys(kind: type, data: Any, what: str) -> dict[str, Any]:
+    """An object whose keys are fields of a dataclass, those without a default among them.
+
+    Raises:
+        TypeError: it is no object.
+        ValueError: a key is unknown or missing.
+    """
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{what} must be an object, got {show(data)}")
+    known = [f.name for f in fields(kind)]
+    for key in data:
+        if key not in known:
+            raise ValueError(f"unknown {what} key {show(key)}; {nearest(key, known)}")
+    for field in fields(kind):
+        if field.default is MISSING and field.name not in data:
+            raise ValueError(f"the {what} key {field.name!r} is missing")
+    return dict(data)
 
 
 class FeaturePyramid(nn.Module):
