@@ -58,6 +58,7 @@ def to_target(instances: np.ndarray, classes: Mapping[int, int] | None = None) -
         ValueError: no instance map (see `renumber`); an instance without a class; or masks that
             would fill more than 1 GiB, as those of 10,000 instances in a large image do.
     """
+    instances = np.asarray(instances)
     numbered = renumber(instances)
     count = int(numbered.max(initial=0))
     if count * numbered.size > MAX_MASK_BYTES:
@@ -70,10 +71,10 @@ def to_target(instances: np.ndarray, classes: Mapping[int, int] | None = None) -
     if missing:
         raise ValueError(f"{len(missing)} instances have no class, the first is {missing[0]}")
     labels = [classes[number] for number in numbers] if classes else [1] * count
+    masks = numbered == np.arange(1, count + 1).reshape(-1, 1, 1)
     return {"boxes": torch.from_numpy(find_boxes(numbered, count)),
             "labels": torch.tensor(labels, dtype=torch.int64),
-            "masks": torch.from_numpy(
-                numbered == np.arange(1, count + 1).reshape(-1, 1, 1)).to(torch.uint8)}
+            "masks": torch.from_numpy(masks.view(np.uint8))}
 
 
 def find_boxes(numbered: np.ndarray, count: int) -> np.ndarray:

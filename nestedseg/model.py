@@ -331,8 +331,8 @@ def create(
 
     Args:
         topology: "unet", "unet_e", "unet_plus", "unetpp" (or "unet^e", "unet+", "dla", "unet++"),
-            a feature pyramid whose levels are merged, "fpn", "fpn_plus", "fpnpp" (or "fpn+",
-            "fpn++"), a `Graph`, its dict, or the path of a .json file that holds it.
+            "fpn", "fpn_plus", "fpnpp" (feature pyramids, their levels merged), a `Graph`, its
+            dict, or the path of a .json file that holds it.
         encoder: "plain" (the paper's) or any timm model name, tags allowed
             ("resnet152.a1_in1k"); see `nestedseg.list_encoders`.
         classes: channels of the logits.

@@ -17,8 +17,7 @@ from nestedseg.graph import MAX_ROW, Graph, GraphError, position
 
 _RULES: dict[str, Rule] = {}
 _PYRAMIDS = {"fpn": "unet", "fpn_plus": "unet_plus", "fpnpp": "unetpp"}  # each with those skips
-_ALIASES = {"unet^e": "unet_e", "unet+": "unet_plus", "dla": "unet_plus", "unet++": "unetpp",
-            "fpn+": "fpn_plus", "fpn++": "fpnpp"}
+_ALIASES = {"unet^e": "unet_e", "unet+": "unet_plus", "dla": "unet_plus", "unet++": "unetpp"}
 
 
 def register_topology(name: str) -> Callable[[Rule], Rule]:
@@ -46,8 +45,8 @@ def topology(name: str, depth: int) -> Graph:
     """The graph of a registered topology, with every head that it offers.
 
     Args:
-        name: one of `list_topologies`, or an alias ("unet^e", "unet+", "dla", "unet++", "fpn+",
-            "fpn++"). Of a feature pyramid, the levels are merged.
+        name: one of `list_topologies`, or an alias ("unet^e", "unet+", "dla", "unet++"). The levels
+            of a feature pyramid are merged.
         depth: L, the row of the deepest encoder feature, >= 1.
 
     Raises:
