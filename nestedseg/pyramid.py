@@ -43,7 +43,7 @@ class PyramidConfig:
     coarser: str | None = None
     frozen_batch_norm: bool = False
     upsample: str = "nearest"
-    norm: str | None = None
+    norm: str | None = "group"
     activation: str = "relu"
     execution: str = "fast"
 
@@ -235,7 +235,7 @@ def pyramid(
     image_size: Sequence[int] | None = None,
     pyramid_channels: Sequence[int] | None = None,
     upsample: str = "nearest",
-    norm: str | None = None,
+    norm: str | None = "group",
     activation: str = "relu",
     execution: str = "fast",
 ) -> FeaturePyramid:
@@ -261,8 +261,9 @@ def pyramid(
         image_size: see `nestedseg.create`.
         pyramid_channels: see `nestedseg.create`.
         upsample: see `nestedseg.create`.
-        norm: of nodes that are convolved and rectified, "batch", "instance", "group" or ``None``.
-        activation: of these nodes.
+        norm: of the nodes that are convolved and rectified, of which "fpn" has none: "batch",
+            "instance", "group" (8 groups) or ``None``.
+        activation: likewise.
         execution: see `nestedseg.create`.
 
     Raises:

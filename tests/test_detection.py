@@ -123,12 +123,10 @@ def test_other_encoders(encoder):
 
 
 def test_an_encoder_of_one_size_gets_images_of_that_size():
-    model = mask_rcnn("fpn", "swin_tiny_patch4_window7_224", image_size=(64, 96), out_channels=8,
-                      **CHEAP).eval()
-    if model.backbone.fixed_size is not None:
-        assert model.transform.fixed_size == (96, 64)
+    model = mask_rcnn("fpn", "test_vit_relpos", image_size=(60, 96), out_channels=8, **CHEAP).eval()
+    assert model.transform.fixed_size == (96, 60)
     with torch.no_grad():
-        assert len(model(images(1))) == 1
+        assert len(model(images())) == 2
 
 
 # -- training -------------------------------------------------------------------------------------
@@ -146,12 +144,12 @@ def test_it_trains_with_and_without_instances(name, instances):
 
 
 def test_the_loss_falls():
-    model = small("mask_rcnn", anchor_scale=4).train()
+    model = small("mask_rcnn", anchor_scale=4, box_batch_size_per_image=16).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     picture = target(3)
     x = picture["masks"].amax(0).float().expand(3, -1, -1).contiguous()
     losses = []
-    for _ in range(15):
+    for _ in range(10):
         loss = sum(model([x, x], [picture, picture]).values())
         optimiser.zero_grad()
         loss.backward()
