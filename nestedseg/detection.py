@@ -97,7 +97,10 @@ def build(config: DetectorConfig) -> nn.Module:
 
 
 class Detector(nn.Module):
-    """What the detectors of this module have beside torchvision's."""
+    """What the detectors of this module have beside torchvision's.
+
+    Each says in ``parts`` which of torchvision's parts depend on the strides of its pyramid.
+    """
 
     def __init__(self, config: DetectorConfig, backbone: FeaturePyramid) -> None:
         sizes = {"fixed_size": backbone.fixed_size[::-1], "size_divisible": 1} \
@@ -194,6 +197,9 @@ class DetectorConfig:
         if not _is_number(self.anchor_scale) or not 0 < self.anchor_scale <= MAX_SCALE:
             raise ValueError(f"anchor_scale must be above 0, and at most {MAX_SCALE:g}, "
                              f"got {show(self.anchor_scale)}")
+        if self.anchor_scale * self.pyramid.strides[0] < 1:
+            raise ValueError(f"anchors of {self.anchor_scale} strides of {self.pyramid.strides[0]} "
+                             "pixels are smaller than a pixel")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""

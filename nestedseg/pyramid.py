@@ -67,6 +67,11 @@ class PyramidConfig:
             raise GraphError(f"topology {self.graph.name!r}: a pyramid of {len(self.strides)} "
                              f"strides needs one head in each of its first {len(self.strides)} "
                              f"rows, finest first; it has them in rows {rows}")
+        for head in self.graph.heads:
+            if self.graph.nodes[head].channels not in (None, self.out_channels):
+                raise GraphError(f"topology {self.graph.name!r}, node {head!r}: a level has "
+                                 f"out_channels, {self.out_channels}, like the others; leave its "
+                                 "'channels' out")
 
     @property
     def style(self) -> Style:

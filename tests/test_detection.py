@@ -8,7 +8,7 @@ import torch
 from torchvision.models import detection as torchvision_detection
 
 import nestedseg
-from nestedseg.detection import faster_rcnn, mask_rcnn, retinanet
+from nestedseg.detection import DetectorConfig, build, faster_rcnn, mask_rcnn, retinanet
 
 MAKERS = {"mask_rcnn": mask_rcnn, "faster_rcnn": faster_rcnn, "retinanet": retinanet}
 SMALL = {"out_channels": 8, "min_size": 64, "max_size": 96}
@@ -194,6 +194,13 @@ def test_a_graph_of_ones_own_is_saved_too(tmp_path):
     assert nestedseg.from_pretrained(tmp_path).backbone.decoder.graph == nestedseg.Graph(**graph)
 
 
+def test_a_plan_takes_no_memory_but_for_its_anchors():
+    with torch.device("meta"):
+        plan = build(DetectorConfig.from_dict(small("mask_rcnn").config))
+    assert all(parameter.is_meta for parameter in plan.parameters())
+    assert not any(anchors.is_meta for anchors in plan.rpn.anchor_generator.cell_anchors)
+
+
 def edit(*path, value=None):
     """A change to a saved config: a key set, or removed where ``value`` is None."""
     def change(config):
@@ -216,6 +223,7 @@ HOSTILE = {
     "a long list": (edit("arguments", "image_mean", value=[0.5] * 99), "image_mean"),
     "huge classes": (edit("classes", value=10**9), "classes"),
     "anchors of no size": (edit("anchor_scale", value=0), "anchor_scale"),
+    "anchors below a pixel": (edit("anchor_scale", value=0.2), "smaller than a pixel"),
     "an unknown key": (edit("surprise", value=1), "unknown config key 'surprise'"),
     "no pyramid": (edit("pyramid"), "'pyramid' is missing"),
     "a pyramid of text": (edit("pyramid", value="fpn"), "pyramid must be an object"),

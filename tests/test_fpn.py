@@ -325,6 +325,9 @@ MISTAKES = {
     "topology": ({"topology": "fpnp"}, ["unknown topology", "fpn"]),
     "heads": ({"topology": {"nodes": {"x0_1": ["x0_0", "x1_0"]}, "heads": ["x0_1"]}},
               ["needs one head in each of its first 4 rows", "[0]"]),
+    "a level's width": ({"topology": {
+        "nodes": {"x1_1": {"inputs": ["x1_0"], "channels": 8}, "x0_1": ["x0_0", "x1_1"]},
+        "heads": ["x0_1", "x1_1"]}, "strides": (4, 8)}, ["node 'x1_1'", "out_channels, 256"]),
     "coarser": ({"coarser": "p8"}, ["unknown coarser levels", "p6p7"]),
     "norm": ({"norm": "bach"}, ["unknown norm", "batch"]),
     "channels": ({"out_channels": 0}, ["out_channels", "from 1"]),
