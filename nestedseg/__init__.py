@@ -8,11 +8,13 @@ from nestedseg.hub import from_pretrained
 from nestedseg.lowering import execution
 from nestedseg.model import SegmentationModel, choose_depth, create
 from nestedseg.preprocess import preprocess
+from nestedseg.pyramid import FeaturePyramid, pyramid
 from nestedseg.remote import HubError
 from nestedseg.topologies import list_topologies, register_topology, topology
 from nestedseg.version import __version__
 
 __all__ = [
+    "FeaturePyramid",
     "Graph",
     "GraphError",
     "HubError",
@@ -26,11 +28,13 @@ __all__ = [
     "list_encoders",
     "list_topologies",
     "preprocess",
+    "pyramid",
     "register_topology",
     "topology",
 ]
 
-_LAZY = ("convert", "data", "inference", "losses", "metrics", "training")
+_LAZY = ("convert", "data", "detection", "inference", "instance_metrics", "instances", "losses",
+         "metrics", "training")
 
 
 def __getattr__(name):

@@ -115,14 +115,14 @@ def _call(program: fx.Graph, target: str, args: tuple[fx.Node, ...]) -> fx.Node:
     return program.create_node("call_module", target, args, name=target)
 
 
-def build_decoder(graph: Graph, encoder_levels: Sequence[Level], classes: int,
+def build_decoder(graph: Graph, encoder_levels: Sequence[Level], classes: int | None,
                   channels: Sequence[int], style: Style, block: str = "double_conv",
                   head_kernel: int = 1) -> Decoder:
     """Infers every node's shape from its inputs', then builds the modules.
 
     Args:
         encoder_levels: channels and strides of the encoder's features, finest first.
-        classes: channels of the logits.
+        classes: channels of the logits; ``None`` = heads give the features themselves.
         channels: default width of the nodes of each row, finest first.
         head_kernel: side of the heads' convolutions, odd.
 
@@ -136,8 +136,9 @@ def build_decoder(graph: Graph, encoder_levels: Sequence[Level], classes: int,
         modules[node.name] = Node(inputs, shapes[node.name], node.fuse, node.block or block, style,
                                   node.up_channels)
     for head in graph.heads:
-        modules[head_name(head)] = make_head(shapes[head].channels, classes, style.dims,
-                                             head_kernel)
+        modules[head_name(head)] = (
+            nn.Identity() if classes is None else
+            make_head(shapes[head].channels, classes, style.dims, head_kernel))
     return Decoder(graph, modules, {name: shapes[name].stride for name in graph.nodes})
 
 

@@ -27,8 +27,8 @@ def fuse_decoder(decoder: Decoder) -> None:
     """Replaces the nodes, in place, by their fused form where they have one."""
     for name in decoder.graph.nodes:
         node = decoder.get_submodule(name)
-        some = next(node.block.parameters())
-        x = some.new_empty(1, node.in_channels, *[4] * node.dims, device="meta")
+        dtype = next((weight.dtype for weight in node.block.parameters()), None)
+        x = torch.empty(1, node.in_channels, *[4] * node.dims, dtype=dtype, device="meta")
         fold_batch_norms(node.block, lambda block, x=x: [block(x)])
         if node.has_fast_form:
             decoder.add_module(name, FusedNode(node))
@@ -128,8 +128,11 @@ def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:
 
 
 def count_readers(outputs: Sequence[object]) -> Counter[object]:
-    """How often each node of autograd's graph is read, an output counting as one reader."""
-    readers = Counter(outputs)
+    """How often each node of autograd's graph is read, an output counting as one reader.
+
+    Outputs that no weight leads to have no node.
+    """
+    readers = Counter(node for node in outputs if node is not None)
     waiting = list(readers)
     while waiting:
         for node, _ in waiting.pop().next_functions:

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -159,16 +160,17 @@ class Graph:
         """How many levels of the encoder the graph needs."""
         return self.depth - self.encoder_row + 1
 
-    @property
+    @cached_property
     def depths(self) -> tuple[int, ...]:
         """The depth of each head, as `prune` takes it.
 
-        It is the head's column, as in the paper, where L^d ends in X^{0,d}. Where the columns do
-        not grow from head to head, heads are counted from 1.
+        It is the deepest row of the encoder that the head needs, as in the paper, where L^d ends in
+        X^{0,d}. Where these rows do not grow from head to head, heads are counted from 1.
         """
-        columns = tuple(position(head)[1] for head in self.heads)
-        grows = all(a < b for a, b in pairwise(columns))
-        return columns if grows else tuple(range(1, len(columns) + 1))
+        rows = tuple(max(position(name)[0] for name in self.ancestors([head]) if is_encoder(name))
+                     for head in self.heads)
+        grows = all(a < b for a, b in pairwise((0, *rows)))
+        return rows if grows else tuple(range(1, len(rows) + 1))
 
     def head(self, depth: int) -> str:
         """The node under the head of this depth.
@@ -196,8 +198,6 @@ class Graph:
 
     def prune(self, depth: int) -> Graph:
         """What the head of this depth needs, and that head alone (the paper's L^depth).
-
-        The depth of the one head left is again its column.
 
         Raises:
             GraphError: there is no head at this depth.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from nestedseg import shards, storage
 from nestedseg.config import Config
@@ -63,6 +65,8 @@ def from_pretrained(
     if smp.recognises(data):
         model = smp.from_files(data, source.get(storage.WEIGHTS))
         model = model if depth is None else model.prune(depth)
+    elif "detector" in data:
+        model = load_detector(source, data, depth)
     else:
         model = load(source, data, depth)
     return model.to(device=device, dtype=dtype).eval()
@@ -81,4 +85,18 @@ def load(source: shards.Source, data: dict[str, object], depth: int | None) -> S
         model = build(config)  # takes no memory yet: a stranger's config may ask for any size
     known = model.state_dict().keys() if config == whole else None
     fill(model, shards.read(source, layout, storage.own_tensors(model), known))
+    return model
+
+
+def load_detector(source: shards.Source, data: dict[str, object], depth: int | None) -> nn.Module:
+    """The same of a detector's config, which says which one in "detector"."""
+    if depth is not None:
+        raise ValueError(f"{source.name!r} holds a detector, which has no depths; got {depth}")
+    detection = import_module("nestedseg.detection")  # needs torchvision
+    checksum = data.pop(shards.CHECKSUM, None)
+    with blamed(source.where(storage.CONFIG)), torch.device("meta"):
+        model = detection.build(detection.DetectorConfig.from_dict(data))
+    layout = shards.find_layout(source, False, checksum)
+    fill(model, shards.read(source, layout, storage.own_tensors(model),
+                            model.state_dict().keys()))
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -178,7 +179,6 @@ class BatchNorm(Recomputable):
     @property
     def first(self) -> nn.Module:
         return self.norm
-
     def finish(self, x: Tensor) -> Tensor:
         return x
 
@@ -186,8 +186,70 @@ class BatchNorm(Recomputable):
         return self.norm(x)
 
 
+class SingleConv(nn.Module):
+    """3x3 convolution, norm, activation, dropout."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
+        super().__init__()
+        self.conv = CONV[style.dims](in_channels, out_channels, 3, padding=1,
+                                     bias=style.norm is None)
+        self.norm = style.make_norm(out_channels)
+        self.act = ACTIVATIONS[style.activation]()
+        self.dropout = nn.Dropout(style.dropout)
+        self.apply(init_he)
+
+    @property
+    def first(self) -> nn.Module:
+        return self.conv
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.dropout(self.act(self.norm(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.finish(self.first(x))
+
+
+class PlainConv(nn.Module):
+    """A convolution with a bias, and nothing after it."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style, kernel: int) -> None:
+        super().__init__()
+        self.conv = CONV[style.dims](in_channels, out_channels, kernel, padding=kernel // 2)
+        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="linear")
+        nn.init.zeros_(self.conv.bias)
+
+    @property
+    def first(self) -> nn.Module:
+        return self.conv
+
+    def finish(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x)
+
+
+class Identity(nn.Module):
+    """Nothing: the node is what its inputs add up to."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
+        super().__init__()
+        if in_channels != out_channels:
+            raise ValueError(f"a node of the block 'identity' gives the {in_channels} channels "
+                             f"that it takes, not {out_channels}")
+        self.first = nn.Identity()
+
+    def finish(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 BLOCKS: dict[str, Callable[[int, int, Style], nn.Module]] = {
-    "double_conv": DoubleConv, "scse": SCSEBoth, "scse_out": SCSEOut, "batch_norm": BatchNorm,
+    "double_conv": DoubleConv, "single_conv": SingleConv, "identity": Identity,
+    "conv1x1": partial(PlainConv, kernel=1), "conv3x3": partial(PlainConv, kernel=3),
+    "scse": SCSEBoth, "scse_out": SCSEOut, "batch_norm": BatchNorm,
 }
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 MAX_PAD = 4096  # pixels, for models that others made
+SUM_WIDTH = 128  # that of the branch that merges a feature pyramid: Kirillov et al., 2019
 
 
 class SegmentationModel(nn.Module):
@@ -143,14 +144,7 @@ class SegmentationModel(nn.Module):
         return tuple(crop(y, size) for y in resize_all(logits, strides))
 
     def _pad(self, x: Tensor) -> Tensor:
-        """Pads at the far end of each axis, repeating the border, to what the encoder divides."""
-        multiple, smallest = self._config.pad_multiple, self._config.pad_smallest
-        sizes = [math.ceil(max(n, least) / m) * m
-                 for n, least, m in zip(x.shape[2:], smallest, multiple)]
-        missing = [target - n for target, n in zip(sizes, x.shape[2:])]
-        if not any(missing):
-            return x
-        return F.pad(x, [side for n in reversed(missing) for side in (0, n)], mode="replicate")
+        return pad(x, self._config.pad_multiple, self._config.pad_smallest)
 
     def _check_input(self, x: Tensor) -> None:
         config = self._config
@@ -389,7 +383,8 @@ def create(
 
     Args:
         topology: "unet", "unet_e", "unet_plus", "unetpp" (or "unet^e", "unet+", "dla", "unet++"),
-            a `Graph`, its dict, or the path of a .json file that holds it.
+            "fpn", "fpn_plus", "fpnpp" (feature pyramids, their levels merged), a `Graph`, its
+            dict, or the path of a .json file that holds it.
         encoder: "plain" (the paper's) or any timm model name, tags allowed
             ("resnet152.a1_in1k"); see `nestedseg.list_encoders`.
         classes: channels of the logits.
@@ -403,7 +398,7 @@ def create(
             prune it to.
         encoder_channels: widths of the plain encoder, finest first.
         decoder_channels: widths of the decoder's rows, finest first. Default: 32, 64, 128, ...;
-            over the plain encoder, the encoder's own.
+            over the plain encoder, the encoder's own; of a feature pyramid, 128 throughout.
         deep_supervision: ``True``: every head the topology offers; ``False``: the deepest alone.
             Default: the topology's own (U-Net^e needs it, the other names do without; a graph
             keeps the heads it lists).
@@ -512,8 +507,14 @@ def fuse_parts(model: SegmentationModel) -> tuple[nn.Module, Decoder]:
 
 
 def default_widths(graph: Graph, encoder_channels: Sequence[int] | None) -> tuple[int, ...]:
-    """The decoder's widths, finest first: the plain encoder's, else 32, 64, 128, ..."""
+    """The decoder's widths, finest first: the plain encoder's, else 32, 64, 128, ...
+
+    Where nodes of several rows are only ever added up, they have one width, 128.
+    """
     rows = 1 + max(position(name)[0] for name in graph.nodes)
+    joins = [node.fuse for node in graph.nodes.values() if len(node.inputs) > 1]
+    if set(joins) == {"sum"}:
+        return (SUM_WIDTH,) * rows
     default = [32 * 2 ** row for row in range(rows)]
     return tuple([*(encoder_channels or ()), *default[len(encoder_channels or ()):]][:rows])
 
@@ -542,6 +543,16 @@ def resize_all(logits: Sequence[Tensor], strides: Sequence[tuple[int, ...]]) -> 
         resized = resize_logits(stacked.flatten(0, 1), strides[0])
         return resized.unflatten(0, stacked.shape[:2]).unbind()
     return [resize_logits(y, stride) for y, stride in zip(logits, strides)]
+
+
+def pad(x: Tensor, multiple: Sequence[int], smallest: Sequence[int]) -> Tensor:
+    """Pads at the far end of each axis, repeating the border, to what the encoder divides."""
+    sizes = [math.ceil(max(n, least) / m) * m
+             for n, least, m in zip(x.shape[2:], smallest, multiple)]
+    missing = [target - n for target, n in zip(sizes, x.shape[2:])]
+    if not any(missing):
+        return x
+    return F.pad(x, [side for n in reversed(missing) for side in (0, n)], mode="replicate")
 
 
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:

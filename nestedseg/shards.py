@@ -25,6 +25,7 @@ from nestedseg.meta import meta_copy
 from nestedseg.version import __version__
 
 if TYPE_CHECKING:
+    from nestedseg.detection import Detector
     from nestedseg.model import SegmentationModel
 
 CHECKSUM = "sha256"  # in the config, of the one file; in the index, before the name of each
@@ -48,7 +49,7 @@ class Source(Protocol):
 # -- writing ---------------------------------------------------------------------------------------
 
 
-def save(directory: Path, config: Mapping[str, Any], model: SegmentationModel) -> None:
+def save(directory: Path, config: Mapping[str, Any], model: SegmentationModel | Detector) -> None:
     """Writes config, weights and, of several heads, the index, in place of an earlier model's."""
     files = split(model)
     writers: dict[str, storage.Writer] = {file: _weights_writer(model, names)
@@ -66,7 +67,7 @@ def _own_checksum(directory: Path, files: Mapping[str, list[str]]) -> dict[str, 
     return {CHECKSUM: storage.sha256(directory / storage.WEIGHTS)} if len(files) == 1 else {}
 
 
-def split(model: SegmentationModel) -> dict[str, list[str]]:
+def split(model: SegmentationModel | Detector) -> dict[str, list[str]]:
     """The names of the tensors in each file, shallow -> deep.
 
     A tensor that the model has under several names is written under one, unless its pruned form
@@ -74,7 +75,7 @@ def split(model: SegmentationModel) -> dict[str, list[str]]:
     """
     whole = list(storage.own_tensors(model))
     count = len(model.depths)
-    if count == 1:
+    if count <= 1:
         return {storage.WEIGHTS: whole}
     ghost = meta_copy(model)
     needed = [list(storage.own_tensors(ghost.prune(depth))) for depth in model.depths]

@@ -1,6 +1,7 @@
 """The topologies of the UNet++ paper, each one rule: ``(i, j, depth) -> inputs of X^{i,j}``.
 
-A new topology is one registered function here or in a user's own code, or a JSON object.
+A new topology is one registered function here or in a user's own code, or a JSON object. Each rule
+also gives a feature pyramid, see `nestedseg.feature_pyramids`.
 Source: Zhou et al., UNet++, IEEE TMI 2020, Fig. 1 and Eq. 1, doi:10.1109/TMI.2019.2959609.
 """
 
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from nestedseg.errors import nearest, show
+from nestedseg.feature_pyramids import Rule, feature_pyramid, semantic_pyramid
 from nestedseg.graph import MAX_ROW, Graph, GraphError, position
 
-Rule = Callable[[int, int, int], "list[str] | dict[str, Any] | None"]
-
 _RULES: dict[str, Rule] = {}
+_PYRAMIDS = {"fpn": "unet", "fpn_plus": "unet_plus", "fpnpp": "unetpp"}  # each with those skips
 _ALIASES = {"unet^e": "unet_e", "unet+": "unet_plus", "dla": "unet_plus", "unet++": "unetpp"}
 
 
@@ -28,7 +29,7 @@ def register_topology(name: str) -> Callable[[Rule], Rule]:
         ValueError: the name is taken.
     """
     def register(rule: Rule) -> Rule:
-        if name in _RULES or name in _ALIASES:
+        if name in _RULES or name in _PYRAMIDS or name in _ALIASES:
             raise ValueError(f"topology {name!r} is registered already")
         _RULES[name] = rule
         return rule
@@ -37,32 +38,56 @@ def register_topology(name: str) -> Callable[[Rule], Rule]:
 
 def list_topologies() -> list[str]:
     """The names that `topology` and `create` know."""
-    return sorted(_RULES)
+    return sorted([*_RULES, *_PYRAMIDS])
 
 
 def topology(name: str, depth: int) -> Graph:
     """The graph of a registered topology, with every head that it offers.
 
     Args:
-        name: one of `list_topologies`, or an alias ("unet^e", "unet+", "dla", "unet++").
+        name: one of `list_topologies`, or an alias ("unet^e", "unet+", "dla", "unet++"). The levels
+            of a feature pyramid are merged.
         depth: L, the row of the deepest encoder feature, >= 1.
 
     Raises:
         ValueError: unknown name.
         GraphError: a depth that is no whole number from 1 to 31.
     """
-    key = _ALIASES.get(name, name) if isinstance(name, str) else None
-    if key not in _RULES:
-        raise ValueError(f"unknown topology {show(name)}; "
-                         f"{nearest(name, [*list_topologies(), *_ALIASES])}")
-    if type(depth) is not int or not 1 <= depth <= MAX_ROW:
-        raise GraphError(f"topology {name!r}: depth must be a whole number from 1 to {MAX_ROW}, "
-                         f"got {show(depth)}")
+    key = _check(name, depth)
+    if key in _PYRAMIDS:
+        return semantic_pyramid(_RULES[_PYRAMIDS[key]], depth, key)
     rule = _RULES[key]
     values = {f"x{i}_{j}": rule(i, j, depth)
               for j in range(1, depth + 1) for i in range(depth + 1 - j)}
     nodes = {node: value for node, value in values.items() if value is not None}
     return Graph(nodes, [node for node in nodes if position(node)[0] == 0], name=key)
+
+
+def pyramid_topology(name: str, depth: int) -> Graph:
+    """The feature pyramid over ``depth + 1`` levels of an encoder, with a head on each level.
+
+    Args:
+        name: "fpn", "fpn_plus", "fpnpp", or another topology, whose skips it then has.
+        depth: as in `topology`.
+
+    Raises:
+        ValueError: unknown name.
+        GraphError: a depth that is no whole number from 1 to 31.
+    """
+    key = _check(name, depth)
+    return feature_pyramid(_RULES[_PYRAMIDS.get(key, key)], depth, key)
+
+
+def _check(name: str, depth: int) -> str:
+    """The name that an alias stands for."""
+    key = _ALIASES.get(name, name) if isinstance(name, str) else None
+    if key not in list_topologies():
+        raise ValueError(f"unknown topology {show(name)}; "
+                         f"{nearest(name, [*list_topologies(), *_ALIASES])}")
+    if type(depth) is not int or not 1 <= depth <= MAX_ROW:
+        raise GraphError(f"topology {name!r}: depth must be a whole number from 1 to {MAX_ROW}, "
+                         f"got {show(depth)}")
+    return key
 
 
 def resolve(spec: str | Path | Mapping[str, Any] | Graph, depth: int | None, default_depth: int,

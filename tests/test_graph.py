@@ -214,14 +214,14 @@ def test_order_does_not_depend_on_the_order_of_the_dict(data):
 
 @pytest.mark.parametrize(("heads", "depths"), [
     (["x0_1"], (1,)),
-    (["x0_3"], (3,)),  # one head: its column, as L^3 ends in X^{0,3}
+    (["x0_3"], (3,)),  # one head: the deepest row that it needs, as L^3 ends in X^{0,3}
     (["x0_1", "x0_3"], (1, 3)),
     (["x0_1", "x1_2", "x0_3"], (1, 2, 3)),
     (["x0_3", "x0_1"], (1, 2)),  # does not grow: counted
     (["x0_1", "x2_1", "x0_3"], (1, 2, 3)),
     (["x0_3", "x2_1", "x1_2"], (1, 2, 3)),
 ])
-def test_depths_are_columns_that_grow_or_else_a_count(heads, depths):
+def test_depths_are_rows_of_the_encoder_that_grow_or_else_a_count(heads, depths):
     kept = ancestors(OWN["nodes"], heads)
     nodes = {name: value for name, value in OWN["nodes"].items() if name in kept}
     graph = Graph(nodes, heads)
@@ -234,9 +234,9 @@ def test_depths_are_columns_that_grow_or_else_a_count(heads, depths):
 def test_depths_grow_and_name_each_head(graph):
     assert all(a < b for a, b in pairwise(graph.depths))
     assert tuple(graph.head(depth) for depth in graph.depths) == graph.heads
-    columns = [int(head.split("_")[1]) for head in graph.heads]
-    grows = columns == sorted(set(columns))
-    assert graph.depths == tuple(columns if grows else range(1, len(columns) + 1))
+    rows = [graph.prune(depth).depth for depth in graph.depths]
+    grows = rows == sorted(set(rows)) and rows[0] > 0
+    assert graph.depths == tuple(rows if grows else range(1, len(rows) + 1))
 
 
 @settings(max_examples=40, deadline=None)
@@ -575,9 +575,9 @@ def test_any_text_is_a_graph_or_a_graph_error(text):
 # -- no torch --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", ["errors", "graph", "draw", "topologies"])
+@pytest.mark.parametrize("module", ["errors", "graph", "draw", "topologies", "feature_pyramids"])
 def test_only_the_standard_library_and_each_other_are_imported(module):
-    allowed = {"nestedseg.errors", "nestedseg.graph", "nestedseg.draw"}
+    allowed = {f"nestedseg.{name}" for name in ("errors", "graph", "draw", "feature_pyramids")}
     for statement in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
         if isinstance(statement, ast.Import):
             names = [alias.name for alias in statement.names]

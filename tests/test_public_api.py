@@ -135,7 +135,7 @@ def test_the_core_works_without_the_extras(fresh):
     assert fresh["svg"].startswith("<svg")
 
 
-@pytest.mark.parametrize("module", ["graph", "topologies", "draw", "errors"])
+@pytest.mark.parametrize("module", ["graph", "topologies", "feature_pyramids", "draw", "errors"])
 def test_a_topology_is_data_and_needs_no_torch(module):
     source = (Path(nestedseg.__file__).parent / f"{module}.py").read_text()
     imported = set()
@@ -146,7 +146,8 @@ def test_a_topology_is_data_and_needs_no_torch(module):
             imported.add(node.module)
     assert not imported & {"torch", "timm", "numpy"}
     assert {name for name in imported if name.startswith("nestedseg")} <= {
-        f"nestedseg.{name}" for name in ("draw", "errors", "graph", "extras")} | {"nestedseg"}
+        f"nestedseg.{name}" for name in ("draw", "errors", "graph", "extras", "feature_pyramids")
+    } | {"nestedseg"}
 
 
 # -- documentation ---------------------------------------------------------------------------------

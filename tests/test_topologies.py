@@ -16,6 +16,7 @@ from nestedseg.topologies import (
 )
 
 NAMES = ["unet", "unet_e", "unet_plus", "unetpp"]
+PYRAMIDS = ["fpn", "fpn_plus", "fpnpp"]
 
 # Fig. 1 for L = 3, read off by eye: the skips, then the node below.
 FIGURE_1 = {
@@ -174,7 +175,7 @@ def test_a_new_topology_is_one_function(register):
             return {"inputs": [f"x{i}_{j - 1}", f"x{i + 1}_{j - 1}"], "fuse": "sum"}
 
     assert pairs(3, 2, 4) is None  # the function itself is left as it was
-    assert list_topologies() == sorted([*NAMES, "pairs"])
+    assert list_topologies() == sorted([*NAMES, *PYRAMIDS, "pairs"])
     graph = with_supervision(topology("pairs", 2), None)
     assert graph.to_dict() == {
         "nodes": {"x0_1": {"inputs": ["x0_0", "x1_0"], "fuse": "sum"},
