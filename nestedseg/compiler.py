@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
+from nestedseg.blocks import BLOCKS
 from nestedseg.errors import nearest, show
 from nestedseg.graph import Graph, GraphError, is_encoder, position
 from nestedseg.kernels import preferred_layout
-from nestedseg.layers import BLOCKS, Level, Node, Style, make_head
+from nestedseg.layers import Level, Style, make_head
+from nestedseg.nodes import Node
 
 
 @dataclass(frozen=True)

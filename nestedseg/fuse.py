@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from nestedseg.compiler import Decoder
-from nestedseg.layers import Node
 from nestedseg.lowering import Parts, join_fast
 from nestedseg.meta import meta_copy
+from nestedseg.nodes import Node
 
 Run = Callable[[nn.Module], Sequence[Tensor]]
 

@@ -31,7 +31,7 @@ from nestedseg.errors import choose
 from nestedseg.kernels import conv3x3
 
 if TYPE_CHECKING:
-    from nestedseg.layers import Edge
+    from nestedseg.nodes import Edge
 
 EXECUTIONS = ("fast", "reference")
 CONV = {2: F.conv2d, 3: F.conv3d}

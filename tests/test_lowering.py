@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import nestedseg
 from nestedseg.checkpointing import remade
-from nestedseg.layers import Edge, Level, Style
+from nestedseg.layers import Level, Style
 from nestedseg.lowering import (
     CONV,
     CONV_TRANSPOSE,
@@ -23,6 +23,7 @@ from nestedseg.lowering import (
     convolve_all,
     split_weight,
 )
+from nestedseg.nodes import Edge
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 

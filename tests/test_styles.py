@@ -7,7 +7,8 @@ from test_fuse import assert_same, images, make
 from torch.nn import functional as F
 
 import nestedseg
-from nestedseg.layers import SCSE, SCSEBoth, SCSEOut, Style
+from nestedseg.blocks import SCSE, SCSEBoth, SCSEOut
+from nestedseg.layers import Style
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 UP = {"nodes": {"x1_1": {"inputs": ["x1_0", "x2_0"], "up_channels": 5},

@@ -7,8 +7,9 @@ from itertools import accumulate
 
 from torch import Tensor, nn
 
+from nestedseg.blocks import DoubleConv
 from nestedseg.encoders.description import Description, Options
-from nestedseg.layers import DoubleConv, Level, Style, max_pool, steps_between
+from nestedseg.layers import Level, Style, max_pool, steps_between
 
 
 def describe(options: Options) -> Description:

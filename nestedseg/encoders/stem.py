@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nestedseg.layers import DoubleConv, Level, Style, max_pool, steps_between
+from nestedseg.blocks import DoubleConv
+from nestedseg.layers import Level, Style, max_pool, steps_between
 
 
 def stem_channels(stem: bool | int | Sequence[int], finest: int) -> tuple[int, ...]:
