@@ -17,12 +17,7 @@ from nestedseg.layers import ACTIVATIONS, BATCH_NORM, CONV, Style, init_he
 
 
 class DoubleConv(Recomputable):
-    """H: twice (3x3 convolution, norm, activation, dropout). The paper's plain form: norm=None.
-
-    ``(N, in_channels, *spatial)`` -> ``(N, out_channels, *spatial)``. Like every block of a node it
-    is ``finish(first(x))``; where ``first`` is a plain 3x3 convolution, a node computes that one
-    without concatenating its inputs.
-    """
+    """H: twice (3x3 convolution, norm, activation, dropout). The paper's plain form: norm=None."""
 
     def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
         super().__init__()
