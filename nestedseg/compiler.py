@@ -68,10 +68,8 @@ class Decoder(nn.Module):
 
         ``features`` are the encoder's, finest first, the graph's ``encoder_row`` being the first.
         """
-        given = features[0]
         features = [preferred_layout(x) for x in features[:self.graph.levels]]
-        logits = self.program(depths).forward(self, *features)
-        return tuple(y.contiguous() for y in logits) if given.is_contiguous() else logits
+        return self.program(depths).forward(self, *features)
 
     def prune(self, depth: int) -> Decoder:
         """A new decoder with copies of the modules that the head of this depth needs."""

@@ -21,6 +21,7 @@ from nestedseg.errors import wholes
 from nestedseg.finetune import batch_norms, parameter_groups
 from nestedseg.fuse import fold_batch_norms, fuse_decoder
 from nestedseg.graph import MAX_CHANNELS, Graph, position
+from nestedseg.kernels import layout_of
 from nestedseg.layers import Choice, resize_logits, split_choice
 from nestedseg.publish import push
 from nestedseg.summary import Summary, summarise
@@ -141,7 +142,7 @@ class SegmentationModel(nn.Module):
         size = x.shape[2:]
         logits = self.decoder(self.encoder(self._pad(x)), depths)
         strides = [self.decoder.strides[self.graph.head(depth)] for depth in depths]
-        return tuple(crop(y, size) for y in resize_all(logits, strides))
+        return layout_of(x, (crop(y, size) for y in resize_all(logits, strides)))
 
     def _pad(self, x: Tensor) -> Tensor:
         return pad(x, self._config.pad_multiple, self._config.pad_smallest)

@@ -17,6 +17,7 @@ from nestedseg.encoders import Description, Options, build_encoder, describe_enc
 from nestedseg.errors import choose, nearest, show, whole, wholes
 from nestedseg.finetune import batch_norms
 from nestedseg.graph import MAX_CHANNELS, Graph, GraphError, position
+from nestedseg.kernels import layout_of
 from nestedseg.layers import ACTIVATIONS, NORMS, UPSAMPLINGS, Style
 from nestedseg.lowering import EXECUTIONS
 from nestedseg.model import crop, pad, padding
@@ -167,6 +168,7 @@ class FeaturePyramid(nn.Module):
         features = self.encoder(pad(x, self.multiple, self.smallest))[self.skipped:]
         maps = [crop(y, [math.ceil(n / stride) for n in x.shape[2:]]) for y, stride
                 in zip(self.decoder(features, self.decoder.graph.depths), self.strides)]
+        maps = list(layout_of(x, maps))
         if self.config.coarser == "pool":  # every second pixel
             maps.append(F.max_pool2d(maps[-1], kernel_size=1, stride=2))
         elif self.config.coarser == "p6p7":

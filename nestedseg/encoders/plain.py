@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nestedseg.blocks import DoubleConv
 from nestedseg.encoders.description import Description, Options
+from nestedseg.kernels import preferred_layout
 from nestedseg.layers import Level, Style, max_pool, steps_between
 
 
@@ -39,6 +40,7 @@ class PlainEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features: list[Tensor] = []
+        x = preferred_layout(x)
         for block, by in zip(self.children(), steps_between(self.levels)):
             x = block(max_pool(x, by))
             features.append(x)
