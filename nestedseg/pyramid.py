@@ -125,6 +125,7 @@ class FeaturePyramid(nn.Module):
         channels: likewise.
         size_divisibility: images whose sides are multiples of this are not padded.
         preprocessing: mean, std and more of the encoder's images.
+        config: what it was made with.
     """
 
     def __init__(self, config: PyramidConfig,
