@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestedseg.checkpointing import Recomputable, remade
-from nestedseg.layers import ACTIVATIONS, BATCH_NORM, CONV, Style, init_he
+from nestedseg.layers import BATCH_NORM, CONV, Style, init_he
 
 
 class DoubleConv(Recomputable):
@@ -114,9 +114,9 @@ class SingleConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
         super().__init__()
         self.conv = CONV[style.dims](in_channels, out_channels, 3, padding=1,
-                                     bias=style.norm is None)
+                                     bias=style.bias or style.norm is None)
         self.norm = style.make_norm(out_channels)
-        self.act = ACTIVATIONS[style.activation]()
+        self.act = style.make_activation()
         self.dropout = nn.Dropout(style.dropout)
         self.apply(init_he)
 

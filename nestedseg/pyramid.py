@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestedseg.compiler import build_decoder
+from nestedseg.config import check_choice
 from nestedseg.encoders import Description, Options, build_encoder, describe_encoder
 from nestedseg.errors import choose, nearest, show, whole, wholes
 from nestedseg.finetune import batch_norms
 from nestedseg.graph import MAX_CHANNELS, Graph, GraphError, position
 from nestedseg.kernels import layout_of
-from nestedseg.layers import ACTIVATIONS, NORMS, UPSAMPLINGS, Style
+from nestedseg.layers import ACTIVATIONS, NORMS, UPSAMPLINGS, Choice, Style
 from nestedseg.lowering import EXECUTIONS
 from nestedseg.model import crop, pad, padding
 from nestedseg.topologies import pyramid_topology, read
@@ -44,18 +45,19 @@ class PyramidConfig:
     coarser: str | None = None
     frozen_batch_norm: bool = False
     upsample: str = "nearest"
-    norm: str | None = "group"
-    activation: str = "relu"
+    norm: Choice | None = "group"
+    activation: Choice = "relu"
     execution: str = "fast"
 
     def __post_init__(self) -> None:
         whole("out_channels", self.out_channels, 1, MAX_CHANNELS)
         object.__setattr__(self, "strides", wholes("strides", self.strides, 1, MAX_STRIDE))
         choose("upsample", self.upsample, UPSAMPLINGS)
-        choose("activation", self.activation, ACTIVATIONS)
+        object.__setattr__(self, "activation",
+                           check_choice("activation", self.activation, ACTIVATIONS))
         choose("execution", self.execution, EXECUTIONS)
         if self.norm is not None:
-            choose("norm", self.norm, NORMS)
+            object.__setattr__(self, "norm", check_choice("norm", self.norm, NORMS))
         if self.coarser is not None:
             choose("coarser levels", self.coarser, [name for name in COARSER if name])
         if type(self.frozen_batch_norm) is not bool:
