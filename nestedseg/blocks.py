@@ -178,3 +178,4 @@ BLOCKS: dict[str, Callable[[int, int, Style], nn.Module]] = {
     "conv1x1": partial(PlainConv, kernel=1), "conv3x3": partial(PlainConv, kernel=3),
     "scse": SCSEBoth, "scse_out": SCSEOut, "batch_norm": BatchNorm,
 }
+WEIGHTLESS = ("identity",)  # those of them that have no tensors

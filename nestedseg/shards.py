@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nestedseg import storage
+from nestedseg.blocks import WEIGHTLESS
 from nestedseg.compiler import head_name
 from nestedseg.errors import blamed, show
 from nestedseg.graph import Graph
@@ -222,7 +223,8 @@ def check_nodes(graph: Graph, layout: Layout) -> None:
     Raises:
         ValueError: naming some.
     """
-    wanted = {f"decoder.{name}" for name in (*graph.nodes, *map(head_name, graph.heads))}
+    nodes = [name for name, node in graph.nodes.items() if node.block not in WEIGHTLESS]
+    wanted = {f"decoder.{name}" for name in (*nodes, *map(head_name, graph.heads))}
     check_names(wanted, {".".join(name.split(".")[:2]) for name in layout.places}, None,
                 "its config")
 

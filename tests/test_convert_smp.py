@@ -419,5 +419,7 @@ def test_only_a_timm_encoder_goes_back():
         nestedseg.convert.timm_encoder(nestedseg.create("unet", encoder_channels=(2, 3)))
     with pytest.raises(ValueError, match="fused"):
         nestedseg.convert.timm_encoder(nestedseg.create("unet", "test_resnet").fuse())
+    with pytest.raises(ValueError, match="volumetric"):
+        nestedseg.convert.timm_encoder(nestedseg.create("unet", "test_resnet", dims=3))
     stemmed = nestedseg.create("unet", "test_resnet", stem=True)
     assert nestedseg.convert.timm_encoder(stemmed).conv1[0].weight.shape

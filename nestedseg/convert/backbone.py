@@ -28,7 +28,7 @@ def timm_encoder(model: SegmentationModel, fill: bool = False) -> nn.Module:
             otherwise they are refused, for their weights are random.
 
     Raises:
-        ValueError: the encoder is not timm's, or fused, or layers are missing.
+        ValueError: the encoder is not timm's, or fused, or volumetric, or layers are missing.
     """
     config = model.config
     name = config["encoder"]
@@ -37,11 +37,13 @@ def timm_encoder(model: SegmentationModel, fill: bool = False) -> nn.Module:
     if config["fused"]:
         raise ValueError("a fused model's encoder has lost its batch norms; take that of the model "
                          "it was made from")
+    if config["dims"] != 2:
+        raise ValueError(f"the encoder was made volumetric; timm's {name!r} is for images")
     encoder = model.encoder.body if isinstance(model.encoder, StemmedEncoder) else model.encoder
     if encoder is None:
         raise ValueError(f"the model was cut down to its stem; nothing is left of {name!r}")
     held = encoder.model.state_dict()
-    _, trial = encoder.key
+    _, trial, _ = encoder.key
     backbone = timm.create_model(name, num_classes=0, in_chans=trial.in_channels,
                                  **dict(trial.arguments))
     missing = sorted(backbone.state_dict().keys() - held.keys())
