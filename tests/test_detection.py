@@ -230,7 +230,7 @@ HOSTILE = {
     "a pyramid of text": (edit("pyramid", value="fpn"), "pyramid must be an object"),
     "an unknown key inside": (edit("pyramid", "depth", value=1), "unknown pyramid key 'depth'"),
     "an encoder of text": (edit("pyramid", "encoder", value="resnet18"), "must be an object"),
-    "another encoder": (edit("pyramid", "encoder", "encoder", value="test_vit"), "are not those of its config"),
+    "another encoder": (edit("pyramid", "encoder", "encoder", value="test_vit"), "not those of"),
     "volumes": (edit("pyramid", "encoder", "dims", value=3), "dims=3"),
     "no graph": (edit("pyramid", "graph"), "'graph' is missing"),
     "other strides": (edit("pyramid", "strides", value=[4, 16, 32, 64]), "strides"),
