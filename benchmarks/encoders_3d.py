@@ -38,7 +38,7 @@ def headline(results: dict[str, Any]) -> str:
             f"{summary['own']:,} run on a volume of {'x'.join(map(str, results['volume']))} voxels "
             f"and {summary['prune']:,} pruned to depth 1. {named:,} of the "
             f"{summary['models'] - summary['converted']:,} refusals name the module that stands in "
-            f"the way. The package timm_3d has {TIMM_3D} models, by its own account.")
+            f"the way. The package timm_3d is said to have {TIMM_3D}; it was not tried here.")
 
 
 def table(models: dict[str, Record]) -> str:
