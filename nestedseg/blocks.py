@@ -16,7 +16,20 @@ from nestedseg.checkpointing import Recomputable, remade
 from nestedseg.layers import BATCH_NORM, CONV, Style, init_he
 
 
-class DoubleConv(Recomputable):
+class Block(Recomputable):
+    """``finish(first(x))``, of which a block says what is not so plain."""
+
+    first: nn.Module
+
+    def finish(self, x: Tensor) -> Tensor:
+        """All that follows the first layer."""
+        return x
+
+    def compute(self, x: Tensor) -> Tensor:
+        return self.finish(self.first(x))
+
+
+class DoubleConv(Block):
     """H: twice (3x3 convolution, norm, activation, dropout). The paper's plain form: norm=None."""
 
     def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
@@ -40,9 +53,6 @@ class DoubleConv(Recomputable):
         x = remade(lambda x: self.act1(self.norm1(x)), lambda x: self.conv2(self.dropout(x)), x,
                    module=self.norm1)
         return self.dropout(self.act2(self.norm2(x)))
-
-    def compute(self, x: Tensor) -> Tensor:
-        return self.finish(self.first(x))
 
 
 class SCSE(nn.Module):
@@ -90,7 +100,7 @@ class SCSEBoth(SCSEOut):
         return nn.Sequential(self.entry, self.conv1)
 
 
-class BatchNorm(Recomputable):
+class BatchNorm(Block):
     """A batch norm alone, for encoders whose deepest feature comes without its last one."""
 
     def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
@@ -101,14 +111,9 @@ class BatchNorm(Recomputable):
     @property
     def first(self) -> nn.Module:
         return self.norm
-    def finish(self, x: Tensor) -> Tensor:
-        return x
-
-    def compute(self, x: Tensor) -> Tensor:
-        return self.norm(x)
 
 
-class SingleConv(nn.Module):
+class SingleConv(Block):
     """3x3 convolution, norm, activation, dropout."""
 
     def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
@@ -127,11 +132,8 @@ class SingleConv(nn.Module):
     def finish(self, x: Tensor) -> Tensor:
         return self.dropout(self.act(self.norm(x)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.finish(self.first(x))
 
-
-class PlainConv(nn.Module):
+class PlainConv(Block):
     """A convolution with a bias, and nothing after it."""
 
     def __init__(self, in_channels: int, out_channels: int, style: Style, kernel: int) -> None:
@@ -144,26 +146,14 @@ class PlainConv(nn.Module):
     def first(self) -> nn.Module:
         return self.conv
 
-    def finish(self, x: Tensor) -> Tensor:
-        return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.first(x)
-
-
-class Identity(nn.Module):
+class Identity(Block):
     """Nothing: the node is what its inputs add up to."""
 
     def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
         super().__init__()
         check_unchanged("identity", in_channels, out_channels)
         self.first = nn.Identity()
-
-    def finish(self, x: Tensor) -> Tensor:
-        return x
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
 
 
 def check_unchanged(block: str, in_channels: int, out_channels: int) -> None:
