@@ -4,7 +4,10 @@
 #   make demo IMAGES=DIR LABELS=DIR    the same on your own
 #   make test                          the whole suite
 #   make test-slow                     the long sweeps that `make test` leaves out, and the Hub's clients
+#   make test-oldest                   the suite with the oldest versions that are supported
+#   make types                         mypy on the package
 #   make docs                          the documentation, in site/
+#   make wheel                         sdist and wheel, in dist/, tried in an empty environment
 #   make clean                         remove what the above made
 
 PYTHON ?= python3
@@ -14,7 +17,7 @@ FOLDERS = $(if $(IMAGES),--images "$(IMAGES)") $(if $(LABELS),--labels "$(LABELS
 BIN := $(VENV)/bin
 comma := ,
 
-.PHONY: demo test test-slow docs clean
+.PHONY: demo test test-slow test-oldest types docs wheel clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.train
@@ -28,11 +31,23 @@ test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
 	tests/hub_versions.sh $(BIN)/python
 
+test-oldest:
+	$(PYTHON) -m venv --clear $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --editable ".[train,test]" --constraint tests/oldest.txt
+	$(VENV)-oldest/bin/python -m pytest -n auto --dist worksteal
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
+wheel:
+	tests/wheel.sh $(PYTHON)
+
 clean:
-	rm -rf $(VENV) demo site build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest demo site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache \
+	  .hypothesis
 
 # The environment. A stamp stands for an installation that came to its end; while there is none,
 # what lies there may be half of one, and is made anew. A stamp holds for what it installs more
