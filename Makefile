@@ -5,7 +5,6 @@
 #   make test                          the whole suite
 #   make test-slow                     the long sweeps that `make test` leaves out, and the Hub's clients
 #   make test-oldest                   the suite with the oldest versions that are supported
-#   make types                         mypy on the package
 #   make docs                          the documentation, in site/
 #   make wheel                         sdist and wheel, in dist/, tried in an empty environment
 #   make clean                         remove what the above made
@@ -17,7 +16,7 @@ FOLDERS = $(if $(IMAGES),--images "$(IMAGES)") $(if $(LABELS),--labels "$(LABELS
 BIN := $(VENV)/bin
 comma := ,
 
-.PHONY: demo test test-slow test-oldest types docs wheel clean
+.PHONY: demo test test-slow test-oldest docs wheel clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.train
@@ -36,9 +35,6 @@ test-oldest:
 	$(VENV)-oldest/bin/python -m pip install --editable ".[train,test]" --constraint tests/oldest.txt
 	$(VENV)-oldest/bin/python -m pytest -n auto --dist worksteal
 
-types: $(VENV)/.test
-	$(BIN)/mypy
-
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
@@ -46,7 +42,7 @@ wheel:
 	tests/wheel.sh $(PYTHON)
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest demo site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache \
+	rm -rf $(VENV) $(VENV)-oldest demo site build dist *.egg-info .pytest_cache .ruff_cache \
 	  .hypothesis
 
 # The environment. A stamp stands for an installation that came to its end; while there is none,
