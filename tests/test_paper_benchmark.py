@@ -349,8 +349,8 @@ def test_claims_are_of_what_has_been_run(done):
     assert counts[:6] == [1, 0, 0, 0, 0, 1]  # nuclei: UNet++ and U-Net; L3 and L4
     assert counts[6] == 1  # L1 embedded and isolated
     assert 1 <= counts[7] <= 7
-    text, comparison = tests[CLAIMS[0].text][0]
-    assert text == "Nuclei: UNet++ DS > U-Net"
+    text, comparison, paper = tests[CLAIMS[0].text][0]
+    assert text == "Nuclei: UNet++ DS > U-Net" and paper == pytest.approx(92.37 - 90.57)
     assert comparison.difference == pytest.approx(np.mean(results.scores("nuclei/unetpp-ds"))
                                                   - np.mean(results.scores("nuclei/unet")))
     embedded = tests[CLAIMS[6].text][0][1].difference

@@ -50,10 +50,16 @@ def _panels(results: Results, data: list[str], draw: Draw, path: Path) -> None:
     """A panel for each data set."""
     figure, panels = pyplot().subplots(1, len(data), figsize=(WIDTH, HEIGHT), squeeze=False,
                                        layout="constrained")
+    legend: dict[str, Any] = {}
     for axes, each in zip(panels[0], data):
         draw(axes, results, each)
         axes.set_title(DATA[each].title)
         axes.spines[["top", "right"]].set_visible(False)
+        handles, labels = axes.get_legend_handles_labels()
+        legend |= dict(zip(labels, handles))
+    if legend:
+        figure.legend(legend.values(), legend, loc="outside lower center", ncols=len(legend),
+                      frameon=False)
     _save(figure, path)
 
 
@@ -89,7 +95,6 @@ def backbones(axes: Any, results: Results, data: str) -> None:
                       xycoords=("data", "axes fraction"), ha="center", va="top")
     axes.set(xticks=list(names), xticklabels=names.values(), xlabel="encoder", ylabel="IoU in %")
     axes.margins(y=0.2)
-    axes.legend(fontsize="small")
 
 
 def complexity(axes: Any, results: Results, data: str) -> None:
@@ -102,9 +107,9 @@ def complexity(axes: Any, results: Results, data: str) -> None:
         area = 20 + 600 * cost["parameters"] / trials[0]["costs"][-1]["parameters"]
         axes.scatter(ms, iou, area, color=colour, alpha=0.5)
         axes.annotate(f"L{depth}\n{cost['parameters'] / 1e3:,.0f} k", (ms, iou), ha="center",
-                      xytext=(0, -26), textcoords="offset points", fontsize="small", va="top")
+                      xytext=(0, 16), textcoords="offset points", fontsize="small", va="bottom")
     axes.set(xlabel="time for one patch in ms", ylabel="IoU in %")
-    axes.margins(0.2, 0.45)
+    axes.margins(0.25, 0.35)
 
 
 def training(axes: Any, results: Results, data: str) -> None:
@@ -118,7 +123,6 @@ def training(axes: Any, results: Results, data: str) -> None:
     _point(axes, 4, results.scores(whole, head="4"), OURS, None)
     axes.set(xticks=range(1, 5), xlabel="depth", ylabel="IoU in %")
     axes.set_xticklabels([f"L{depth}" for depth in range(1, 5)])
-    axes.legend(fontsize="small")
 
 
 def sizes(axes: Any, results: Results, data: str) -> None:
@@ -133,8 +137,7 @@ def sizes(axes: Any, results: Results, data: str) -> None:
     axes.set(xticks=range(BUCKETS), ylabel="mean IoU of objects in %",
              xlabel=f"size of the {DATA[data].objects} in {unit}")
     axes.set_xticklabels([f"{low:.0f} to\n{high:.0f}" for low, high in pairwise(edges)],
-                         fontsize="small")
-    axes.legend(fontsize="small")
+                         fontsize="x-small")
 
 
 def curves(axes: Any, results: Results, data: str) -> None:
@@ -151,7 +154,7 @@ def curves(axes: Any, results: Results, data: str) -> None:
                   label=name(data, architecture))
         axes.fill_between(epochs, mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="epoch", ylabel="validation IoU in %")
-    axes.legend(fontsize="small")
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def feature_maps(results: Results, path: Path) -> bool:

@@ -53,7 +53,7 @@ def read_scan(folder: Path) -> tuple[Any, list[str]]:
 def sessions(path: Path) -> list[ElementTree.Element]:
     """What each reader drew; whole documents are in the namespace of the NIH."""
     try:
-        return list(ElementTree.parse(path).getroot().iter("{*}readingSession"))
+        return ElementTree.parse(path).getroot().findall("{*}readingSession")
     except ElementTree.ParseError as error:
         raise ValueError(f"cannot read the annotations {path}: {error}") from error
 

@@ -136,15 +136,15 @@ class Profile:
     backbone_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-_QUICK_2D = Settings(epochs=6, steps=25, batch=8, patch=96, lr=1e-3, precision="no")
-_QUICK_3D = Settings(epochs=4, steps=20, batch=2, patch=(32, 48, 32), lr=2e-3, precision="no")
+_QUICK_2D = Settings(epochs=8, steps=25, batch=8, patch=96, lr=1e-3, precision="no")
+_QUICK_3D = Settings(epochs=8, steps=20, batch=2, patch=(32, 48, 32), lr=2e-3, precision="no")
 QUICK = Profile(
     name="quick", trials=3, widths=(8, 16, 32, 64, 128), wide=(9, 18, 35, 70, 140),
     protocols={"em": Protocol(_QUICK_2D, "batch"),
                "nuclei": Protocol(_QUICK_2D, "batch", images=60, side=256),
                "hippocampus": Protocol(_QUICK_3D, "instance", images=100)},
     encoders={"vgg": "vgg11_bn", "resnet": "resnet18", "densenet": "densenet121"},
-    backbone_settings={"steps": 10})
+    backbone_settings={"epochs": 4, "steps": 12})
 
 _FULL_2D = Settings(epochs=100, batch=16, patch=96, lr=3e-4, patience=20, workers=8)
 _FULL_3D = replace(_FULL_2D, batch=8, patch=(32, 48, 32))

@@ -21,8 +21,8 @@ IOU: dict[str, dict[str, Printed]] = {
         "unetp-ds": (76.72, 2.48), "unetpp": (76.24, 3.11), "unetpp-ds": (77.05, 2.42)},
 }
 
-# Table VI, in the order of MEASURES: U-Net, UNet++ with deep supervision, p-value.
-MEASURES = ("sensitivity", "specificity", "f1", "f2")
+# Table VI, in the order of the measures: U-Net, UNet++ with deep supervision, p-value.
+MEASURES = {"sensitivity": "sensitivity", "specificity": "specificity", "f1": "F1", "f2": "F2"}
 TABLE_6: dict[str, tuple[tuple[Printed, ...], tuple[Printed, ...], tuple[float, ...]]] = {
     "EM": (((91.21, 2.18), (83.55, 1.62), (87.21, 1.88), (89.56, 2.06)),
            ((92.87, 2.08), (84.94, 1.55), (88.73, 1.79), (91.17, 1.96)),

@@ -44,7 +44,7 @@ def report(results: Results, profile: str, docs: Path) -> str:
                       ious(results, data), measures(results, data), costs(results, data)]
     parts.append("### Figures")
     for path, title in figures.draw_all(results, docs / "images" / "paper", profile):
-        parts.append(f"![{title}]({path.relative_to(docs).as_posix()})\n\n*{title}*")
+        parts.append(f"![{title.partition(':')[0]}]({path.relative_to(docs).as_posix()})\n\n*{title}*")
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
@@ -64,15 +64,16 @@ def conditions(results: Results) -> str:
 
 def claims(results: Results) -> str:
     """Verdict by verdict."""
-    rows = [("claim", "difference in points", "95 %", "p", "ours")]
+    rows = [("claim", "difference, paper", "difference, ours", "95 %", "p", "ours")]
     for claim in CLAIMS:
-        tests = claim.test(results)
-        if tests:
-            verdict = together([comparison.verdict for _, comparison in tests])
-            rows.append((f"**{claim.text}**", "", "", "", f"**{verdict}**"))
-            rows += [(text, f"{c.difference:+.2f}", interval(c.low, c.high, "+.2f"), p_value(c.p),
-                      c.verdict) for text, c in tests]
-    return f"### The claims\n\n{table(rows)}"
+        found = claim.test(results)
+        if found:
+            verdict = together([comparison.verdict for _, comparison, _ in found])
+            rows.append((f"**{claim.text}**", "", "", "", "", f"**{verdict}**"))
+            rows += [(text, "" if paper is None else f"{paper:+.2f}", f"{c.difference:+.2f}",
+                      interval(c.low, c.high, "+.2f"), p_value(c.p), c.verdict)
+                     for text, c, paper in found]
+    return f"### The claims\n\nDifferences in points of IoU.\n\n{table(rows)}"
 
 
 def command(profile: str, row: str) -> str:
@@ -109,7 +110,7 @@ def measures(results: Results, data: str) -> str:
         return ""
     base, ours, p = TABLE_6[DATA[data].printed]
     values = [[results.scores(row, measure) for measure in MEASURES] for row in rows]
-    lines = [("", *MEASURES)]
+    lines = [("", *MEASURES.values())]
     for architecture, paper, mine in zip((BASE, OURS), (base, ours), values):
         title = name(data, architecture)
         lines += [(f"{title}, paper", *map(plus_minus, paper)),
