@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import nestedseg
-from benchmarks.paper import report, run, trial
+from benchmarks.paper import models, report, run, trial
 from benchmarks.paper.claims import CLAIMS
 from benchmarks.paper.data import DATA, split
 from benchmarks.paper.plan import FULL, PROFILES, QUICK, ROWS, Profile, Protocol, plan
@@ -362,3 +362,20 @@ def test_the_page_has_a_place_for_every_profile():
     text = report.PAGE.read_text(encoding="utf-8")
     for name in (*(f"paper-{profile}" for profile in ("quick", "full")), "paper-instances"):
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
+
+
+@pytest.mark.slow
+def test_the_best_model_gets_its_card(data, done, monkeypatch, capsys):
+    monkeypatch.setitem(PROFILES, "tiny", TINY)
+    results = Results(done / "out")
+    best = models.best_trial(results, "nuclei")
+    row, number = best["trial"]["row"], best["trial"]["number"]
+    means = {row: np.mean(results.scores(row)) for row in results.rows if row.startswith("nuclei")}
+    assert row == max(means, key=means.get) and models.best_trial(results, "em") is None
+    assert models.file_name(best) == f"{row.replace('/', '.')}.{number}"
+    small = results.of("nuclei/unet-l1")[0]
+    folder = done / "runs" / models.file_name(small)
+    models.write_card(folder, small, data / "nuclei", "me/nuclei")
+    assert f"nestedseg publish {folder} --repo me/nuclei" in capsys.readouterr().out
+    assert "mIoU" in (folder / "repo" / "README.md").read_text()
+    assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == small["best_epoch"]

@@ -58,8 +58,8 @@ def _panels(results: Results, data: list[str], draw: Draw, path: Path) -> None:
         handles, labels = axes.get_legend_handles_labels()
         legend |= dict(zip(labels, handles))
     if legend:
-        figure.legend(legend.values(), legend, loc="outside lower center", ncols=len(legend),
-                      frameon=False)
+        figure.legend(legend.values(), legend, loc="outside lower center",
+                      ncols=min(4, len(legend)), frameon=False)
     _save(figure, path)
 
 
