@@ -220,7 +220,7 @@ def data(tmp_path_factory):
     for name in ("nuclei", "hippocampus"):
         for kind in ("images", "labels"):
             (folder / name / kind).mkdir(parents=True)
-    for index, (image, label) in enumerate(zip(*synthetic_nuclei(10, 64))):
+    for index, (image, label) in enumerate(zip(*synthetic_nuclei(10, 32))):
         Image.fromarray(image).save(folder / f"nuclei/images/{index}.png")
         Image.fromarray(label).save(folder / f"nuclei/labels/{index}.png")
         label = np.zeros((16, 20, 18), np.uint8)
@@ -253,9 +253,9 @@ def test_a_plan_leaves_one_file_for_each_trial(done):
     assert found["split"] == {"training": 5, "validation": 2, "test": 3}
     assert {head: len(counts) for head, counts in found["test"]["counts"].items()} == {
         head: 3 for head in ("1", "2", "3", "4", "ensemble")}
-    assert all(sum(counts) == 64 * 64 for counts in found["test"]["counts"]["1"])
+    assert all(sum(counts) == 32 * 32 for counts in found["test"]["counts"]["1"])
     assert found["maps"] == ["x0_0", "x0_1", "x0_2", "x0_3", "x0_4"]
-    assert Image.open(done / "out" / "nuclei.unetpp-ds.0.png").size == (5 * 64, 64)
+    assert Image.open(done / "out" / "nuclei.unetpp-ds.0.png").size == (5 * 32, 32)
     assert [cost["depth"] for cost in found["costs"]] == [1, 2, 3, 4]
     assert found["costs"][0]["peak_bytes"] < found["costs"][3]["peak_bytes"]
     assert found["machine"]["device"] == "cpu" and found["times"]["all"] > 0

@@ -84,8 +84,6 @@ def backbones(axes: Any, results: Results, data: str) -> None:
     names = {}
     for place, backbone in enumerate(BACKBONES):
         rows = {each: f"{data}/{each}/{backbone}" for each in FIGURE_4}
-        if not all(row in results for row in rows.values()):
-            continue
         names[place] = results.of(rows[BASE])[0]["trial"]["model"]["encoder"]
         for shift, (architecture, row) in zip((-0.2, 0, 0.2), rows.items()):
             _point(axes, place + shift, results.scores(row), architecture,
@@ -184,7 +182,7 @@ def feature_maps(results: Results, path: Path) -> bool:
 
 
 FIGURES: dict[int, tuple[Draw, tuple[str, ...], str]] = {
-    4: (backbones, (f"{OURS}/resnet", f"{BASE}/resnet"),
+    4: (backbones, tuple(f"{each}/{backbone}" for each in FIGURE_4 for backbone in BACKBONES),
         "IoU over other encoders, with 95 % intervals; stars: UNet++ against U-Net, p < 0.05, "
         "0.01, 0.001; n.s. = not significant"),
     5: (complexity, (OURS,), "UNet++ DS cut to each depth: time, IoU, and parameters (area, and "

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +49,21 @@ def report(results: Results, profile: str, docs: Path) -> str:
 
 def conditions(results: Results) -> str:
     """On what, how much and how long."""
-    machines = sorted(results.all(lambda t: t["machine"]["accelerator"] or t["machine"]["cpu"]
-                                  if t["machine"]["device"] == "cuda" else t["machine"]["cpu"]))
-    versions = sorted(results.all(lambda t: t["machine"]["versions"]["torch"]))
     trials = [len(trials) for trials in results.rows.values()]
     seconds = sum(t["times"]["all"] for trials in results.rows.values() for t in trials)
-    threads = sorted(results.all(lambda t: t["machine"]["threads"]))
+    machines, threads, versions = (", ".join(map(str, sorted(results.distinct(value)))) for value in
+                                   (machine, lambda t: t["machine"]["threads"],
+                                    lambda t: t["machine"]["versions"]["torch"]))
     return (f"{sum(trials)} trials of {len(trials)} rows, {min(trials)} to {max(trials)} of each; "
-            f"{clock(seconds)} in all, on {' and '.join(machines)}, {_list(threads)} thread(s) a "
-            f"process, torch {_list(versions)}. Deep supervision (DS): every head is trained, and "
-            "their probabilities are averaged. ± is one standard deviation over the trials.")
+            f"{clock(seconds)} in all, on {machines}; threads: {threads}; torch {versions}. Deep "
+            "supervision (DS): every head is trained, and their probabilities are averaged. ± is "
+            "one standard deviation over the trials.")
+
+
+def machine(trial: dict[str, Any]) -> str:
+    """What it ran on."""
+    where = trial["machine"]
+    return where["accelerator"] if where["device"] == "cuda" else where["cpu"]
 
 
 def claims(results: Results) -> str:
@@ -176,10 +180,6 @@ def p_value(p: float) -> str:
 def _share(text: str, cost: dict[str, int], whole: dict[str, int], key: str) -> str:
     """A cost, and its share of that of the whole network."""
     return f"{text} ({100 * cost[key] / whole[key]:.0f} %)"
-
-
-def _list(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values))
 
 
 if __name__ == "__main__":

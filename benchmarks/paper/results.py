@@ -55,7 +55,7 @@ class Results:
         found = (trial["test"]["objects"]["iou"][index] for trial in self.of(row))
         return [PERCENT * iou for iou in found if iou is not None]
 
-    def all(self, value: Callable[[dict[str, Any]], Any]) -> set[Any]:
+    def distinct(self, value: Callable[[dict[str, Any]], Any]) -> set[Any]:
         """The different values that trials have."""
         return {value(trial) for trials in self.rows.values() for trial in trials}
 
