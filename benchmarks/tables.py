@@ -6,10 +6,12 @@ With --check, change nothing and fail where a page says other figures than the r
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from pages import insert
+from pages import table as _table
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,11 +38,6 @@ them. One run, seed {data['settings']['seed']}: differences of a few thousandths
 
 def _scores(scores: dict[str, float]) -> tuple[str, ...]:
     return tuple(f"{scores[key]:.3f}" for key in ("iou", "dice", "membrane_iou"))
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    lines = [rows[0], (":--", *["--:"] * (len(rows[0]) - 1)), *rows[1:]]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 # -- hippocampus -----------------------------------------------------------------------------------
@@ -230,12 +227,7 @@ def fill(name: str) -> tuple[Path, str]:
     """A page, and its text with the table of a result between its two markers."""
     page, render = TABLES[name]
     data = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
-    block = f"<!-- {name} -->\n{render(data)}<!-- /{name} -->"
-    text, found = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block,
-                          page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    if found != 1:
-        raise SystemExit(f"{page} must hold the markers of {name} once, not {found} times")
-    return page, text
+    return page, insert(page, name, render(data))
 
 
 def main() -> None:

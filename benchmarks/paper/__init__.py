@@ -1,0 +1,1 @@
+"""The experiments of the UNet++ paper, run again: see docs/paper.md."""
