@@ -50,7 +50,9 @@ def run(folder):
     argv = arguments(folder, folder / "run", "--decoder-channels", 8, "--epochs", 1, "--batch", 2,
                      "--patch", 64, "--anchor-scale", 2, "--val-images", folder / "images",
                      "--val-labels", folder / "labels")
-    assert main([*map(str, argv)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nestedseg.cli_instances.DETECTIONS", 5)  # their masks take their time
+        assert main([*map(str, argv)]) == 0
     return folder / "run"
 
 
@@ -211,7 +213,8 @@ def test_the_card_says_what_the_detector_is(tmp_path, make, pipeline):
 
 
 def test_the_usage_on_the_card_runs(tmp_path, monkeypatch):
-    model = mask_rcnn("fpn", "test_resnet", out_channels=8, resize=False)
+    model = mask_rcnn("fpn", "test_resnet", out_channels=8, resize=False,
+                      box_detections_per_img=5)
     write_repo(model, tmp_path / REPO, REPO)
     code = re.search(r"```python\n(.*?)```", (tmp_path / REPO / "README.md").read_text(),
                      re.DOTALL)[1]

@@ -1,5 +1,7 @@
 """Instance maps of whole images: windows give what the whole image gives; pictures of them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ import nestedseg
 from nestedseg.detection import faster_rcnn, mask_rcnn
 from nestedseg.inference import predict_image, to_mask
 from nestedseg.instance_inference import predict_instances
+from nestedseg.instance_metrics import InstanceScores
 from nestedseg.instances import from_mask, from_prediction
 from nestedseg.pictures import CLASS_COLOURS, paint_instances
+from nestedseg.tasks import InstanceTask
 
 
 class Oracle(nn.Module):
@@ -19,9 +23,12 @@ class Oracle(nn.Module):
 
     def __init__(self, reverse=False):
         super().__init__()
-        self.config = {"detector": "mask_rcnn", "resize": False}
+        self.config = {"detector": "mask_rcnn", "resize": False,
+                       "pyramid": {"encoder": {"encoder": "none"}}}
+        self.graph = SimpleNamespace(name="none")
         self.preprocessing = {"input_range": [0.0, 1.0], "mean": [0.0], "std": [1.0]}
         self.reverse, self.seen = reverse, []
+        self.roi_heads = SimpleNamespace(score_thresh=0.05)
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, images):
@@ -58,12 +65,42 @@ def test_an_instance_that_no_window_has_whole_is_kept_in_parts():
     assert found.max() >= 2 and ((found > 0) == (image > 0)).all()
 
 
+def test_a_threshold_holds_before_masks_are_made_and_within_the_call_alone():
+    model = mask_rcnn("fpn", "test_resnet", in_channels=1, out_channels=8, resize=False,
+                      box_detections_per_img=8).eval()
+    x = [nestedseg.preprocess(discs(), model)[0]]
+    with torch.no_grad():
+        everything = model(x)[0]
+    middle = everything["scores"].sort().values[3:5].mean().item()
+    made = []
+    model.roi_heads.mask_head.register_forward_hook(lambda *call: made.append(len(call[-1])))
+    found = predict_instances(model, discs(), score=middle)
+    assert (found == from_prediction(everything, score=middle)).all()
+    assert made == [(everything["scores"] > middle).sum().item()] and made[0] < 8
+    assert model.roi_heads.score_thresh == 0.05
+
+
 def test_scores_and_images_that_cannot_be():
     with pytest.raises(ValueError, match=r"score must be a probability in \[0, 1\], got 1.5"):
         predict_instances(Oracle(), discs(), score=1.5)
     with pytest.raises(ValueError, match=r"expected an image \(H, W\)"):
         predict_instances(Oracle(), np.zeros((5, 5, 3), np.uint8))
     assert predict_instances(Oracle(), discs(), score=1.0).max() == 0
+
+
+# -- scores of a training --------------------------------------------------------------------------
+
+
+def test_scores_add_up_over_processes():
+    shifted = np.roll(from_mask(discs()), 2, axis=0)
+    images = [(discs(), from_mask(discs())), (discs(), shifted),
+              (np.zeros((9, 9), np.uint8), np.zeros((9, 9), int))]
+    task, scores = InstanceTask(Oracle()), InstanceScores()
+    for image, truth in images:
+        scores.update(from_mask(image), truth)
+    best, found = task.scores(task.totals(images, [0, 2]) + task.totals(images, [1]))
+    assert found == scores.compute() and best == found["score"]
+    assert 0.5 < best < 1 and best < found["iou"]
 
 
 # -- models ---------------------------------------------------------------------------------------
