@@ -28,7 +28,7 @@ OWN = {
 
 NUCLEI, VALIDATED, SIDE = 24, 2, 160  # images that a detector learns from, is chosen by; pixels
 ENLARGED, GAP, COLOURS = 2, 8, 96  # of the picture
-SETTINGS = Settings(epochs=4, steps=40, batch=2, patch=128, lr=5e-4, seconds=150)
+SETTINGS = Settings(epochs=4, steps=40, batch=2, patch=128, lr=5e-4)
 
 
 def main() -> None:
