@@ -27,8 +27,9 @@ OWN = {
 }
 
 NUCLEI, VALIDATED, SIDE = 24, 2, 160  # images that a detector learns from, is chosen by; pixels
-ENLARGED, GAP, COLOURS = 2, 8, 96  # of the picture
-SETTINGS = Settings(epochs=4, steps=40, batch=2, patch=128, lr=5e-4)
+ENLARGED, GAP, COLOURS = 2, 8, 256  # of the picture
+STAGES = (Settings(epochs=2, steps=40, batch=2, patch=128, lr=5e-4),
+          Settings(epochs=1, steps=40, batch=2, patch=128, lr=1e-4, seed=1))
 
 
 def main() -> None:
@@ -62,20 +63,22 @@ def draw_instances() -> None:
 
 
 def train_detector(folder: Path, images: np.ndarray, labels: np.ndarray) -> torch.nn.Module:
-    """The best Mask RCNN++ of two minutes."""
+    """A Mask RCNN++ that has learned for three minutes of a processor."""
     for kind, pictures in (("images", images), ("labels", labels)):
         (folder / kind).mkdir()
         for index, picture in enumerate(pictures):
             Image.fromarray(picture).save(folder / kind / f"{index:02d}.png")
     pairs = find_pairs(folder / "images", folder / "labels")
     train, validation = (LabelledInstances(part) for part in (pairs[:NUCLEI], pairs[NUCLEI:]))
-    torch.manual_seed(SETTINGS.seed)
+    torch.manual_seed(0)
     model = mask_rcnn("fpnpp", "resnet10t", in_channels=1, out_channels=64, anchor_scale=4,
                       resize=False, image_mean=train.mean, image_std=train.std,
                       box_batch_size_per_image=32, rpn_post_nms_top_n_train=300,
                       rpn_post_nms_top_n_test=300)
-    fit(model, train, validation, folder / "run", SETTINGS)
-    return nestedseg.from_pretrained(folder / "run" / MODEL)
+    for number, settings in enumerate(STAGES):
+        fit(model, train, validation, folder / str(number), settings)
+        model = nestedseg.from_pretrained(folder / str(number) / MODEL)
+    return model
 
 
 if __name__ == "__main__":
