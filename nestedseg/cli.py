@@ -130,7 +130,7 @@ def predict(args: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     for path in require("tqdm").tqdm(paths, unit="image", disable=None):
         write(args, model, path, results, overlays)
-    print(f"{len(paths)} {kind} are in {results}, overlays in {overlays}")
+    print(f"{len(paths)} images: {kind} are in {results}, overlays in {overlays}")
 
 
 def prune(args: argparse.Namespace) -> None:
