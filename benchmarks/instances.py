@@ -31,7 +31,7 @@ from nestedseg.inference import predict_image
 from nestedseg.instance_metrics import InstanceScores
 from nestedseg.instances import from_mask, from_prediction, to_target
 from nestedseg.losses import HybridLoss
-from nestedseg.preprocess import preprocess, to_unit
+from nestedseg.preprocess import preprocess
 
 SIDE = 256
 SPLIT = {"training": 0.5, "validation": 0.2, "test": 0.3}
@@ -196,8 +196,8 @@ def detector(topology: str) -> tuple[Callable[..., Any], ...]:
     """The same of a Mask R-CNN. Its anchors begin at 16 pixels, which is the size of nuclei."""
 
     def make(settings: dict[str, Any]) -> nn.Module:
-        return mask_rcnn(topology, settings["encoder"], anchor_scale=4, min_size=SIDE,
-                         max_size=SIDE, encoder_weights=settings["encoder_weights"],
+        return mask_rcnn(topology, settings["encoder"], anchor_scale=4, resize=False,
+                         encoder_weights=settings["encoder_weights"],
                          frozen_batch_norm=False, box_score_thresh=min(THRESHOLDS),
                          box_detections_per_img=400, box_batch_size_per_image=64,
                          rpn_post_nms_top_n_train=500, rpn_post_nms_top_n_test=600)
@@ -207,11 +207,12 @@ def detector(topology: str) -> tuple[Callable[..., Any], ...]:
         device = device_of(model)
         targets = [{key: value.to(device) for key, value in to_target(each).items()}
                    for each in instances]
-        return sum(model([as_tensor(image, device) for image in images], targets).values())
+        x = [preprocess(image, model)[0].to(device) for image in images]
+        return sum(model(x, targets).values())
 
     @torch.no_grad()
     def predict(model: nn.Module, image: np.ndarray) -> Callable[[float], np.ndarray]:
-        prediction = model([as_tensor(image, device_of(model))])[0]
+        prediction = model([preprocess(image, model)[0].to(device_of(model))])[0]
         return lambda threshold: from_prediction(prediction, threshold)
 
     return make, loss_of, predict
@@ -219,11 +220,6 @@ def detector(topology: str) -> tuple[Callable[..., Any], ...]:
 
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-def as_tensor(image: np.ndarray, device: torch.device) -> Tensor:
-    """``(3, H, W)`` in [0, 1]; torchvision's detectors normalise by themselves."""
-    return torch.from_numpy(np.ascontiguousarray(to_unit(image).transpose(2, 0, 1))).to(device)
 
 
 def as_line(name: str, row: dict[str, Any]) -> str:

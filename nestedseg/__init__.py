@@ -33,8 +33,8 @@ __all__ = [
     "topology",
 ]
 
-_LAZY = ("convert", "data", "detection", "inference", "instance_metrics", "instances", "losses",
-         "metrics", "training")
+_LAZY = ("convert", "data", "detection", "inference", "instance_inference", "instance_metrics",
+         "instances", "losses", "metrics", "training")
 
 
 def __getattr__(name):

@@ -11,6 +11,7 @@ import huggingface_hub
 from nestedseg.summary import Summary
 
 if TYPE_CHECKING:
+    from nestedseg.graph import Graph
     from nestedseg.model import SegmentationModel
 
 MARK = "<!-- Written by nestedseg, and again by each push. Remove this line to keep your own. -->"
@@ -33,12 +34,18 @@ def model_card(model: SegmentationModel, repo_id: str, config: Mapping[str, Any]
     """
     scores = scores_of(model.depths, config)
     data = card_data(repo_id, config, license, scores)
-    sections = [f"---\n{data.to_yaml()}\n---", MARK, f"# {repo_id.partition('/')[2]}",
-                introduction(config, len(model.depths)), usage(repo_id, config, model.depths),
-                "## Depths", depth_table(model.summary(), scores), topology(model),
-                facts(config, license),
-                *(f"![{escape(text)}]({path})" for text, path in (pictures or {}).items())]
-    return huggingface_hub.ModelCard("\n\n".join(sections) + "\n")
+    sections = [introduction(config, len(model.depths)), usage(repo_id, config, model.depths),
+                "## Depths", depth_table(model.summary(), scores), topology(model.graph),
+                facts(facts_of(config, license))]
+    return assemble(repo_id, data, sections, pictures or {})
+
+
+def assemble(repo_id: str, data: huggingface_hub.ModelCardData, sections: Sequence[str],
+             pictures: Mapping[str, str]) -> huggingface_hub.ModelCard:
+    """A card of these sections, with the library's mark, and pictures at the end."""
+    parts = [f"---\n{data.to_yaml()}\n---", MARK, f"# {repo_id.partition('/')[2]}", *sections,
+             *(f"![{escape(text)}]({path})" for text, path in pictures.items())]
+    return huggingface_hub.ModelCard("\n\n".join(parts) + "\n")
 
 
 def is_ours(text: str) -> bool:
@@ -57,26 +64,34 @@ def scores_of(depths: Sequence[int], config: Mapping[str, Any]) -> Scores:
 
 def card_data(repo_id: str, config: Mapping[str, Any], license: str | None,
               scores: Scores) -> huggingface_hub.ModelCardData:
-    """What the Hub reads. Results need the name of a data set; without one they are left out."""
+    """Front matter. Results need the name of a data set; without one they are left out."""
     dataset = (config["training"] or {}).get("dataset")
-    results = [result(depth, metric, value, dataset) for depth, found in scores.items()
+    results = [result(f"{NAMES.get(metric, metric)} at depth {depth}", TYPES.get(metric, metric),
+                      value, dataset, {"depth": depth}) for depth, found in scores.items()
                for metric, value in found.items()] if dataset else []
-    optional = {"license": license, "eval_results": results or None,
+    tags = [slug(config["topology"]), config["encoder"]]
+    return front_matter(repo_id, tags, "image-segmentation", license, dataset, results)
+
+
+def front_matter(repo_id: str, tags: Sequence[str], pipeline: str, license: str | None,
+                 dataset: str | None,
+                 results: Sequence[huggingface_hub.EvalResult]) -> huggingface_hub.ModelCardData:
+    """What the Hub reads of a model; what is not known is left out."""
+    optional = {"license": license, "eval_results": list(results) or None,
                 "model_name": repo_id.partition("/")[2] if results else None,
                 "datasets": [dataset] if dataset and is_dataset_id(dataset) else None,
                 "metrics": sorted({r.metric_type for r in results}) or None}
-    tags = ["nestedseg", slug(config["topology"]), config["encoder"]]
     return huggingface_hub.ModelCardData(
-        library_name="nestedseg", pipeline_tag="image-segmentation", tags=tags,
+        library_name="nestedseg", pipeline_tag=pipeline, tags=["nestedseg", *tags],
         **{key: value for key, value in optional.items() if value is not None})
 
 
-def result(depth: int, metric: str, value: float, dataset: str) -> huggingface_hub.EvalResult:
-    """One score of one depth."""
+def result(name: str, kind: str, value: float, dataset: str,
+           arguments: dict[str, Any] | None = None) -> huggingface_hub.EvalResult:
+    """One score: as people call it, and as the Hub does."""
     return huggingface_hub.EvalResult(
         task_type="image-segmentation", dataset_type=slug(dataset), dataset_name=dataset,
-        metric_type=TYPES.get(metric, metric), metric_value=value,
-        metric_name=f"{NAMES.get(metric, metric)} at depth {depth}", metric_args={"depth": depth})
+        metric_type=kind, metric_value=value, metric_name=name, metric_args=arguments)
 
 
 def is_dataset_id(name: str) -> bool:
@@ -97,8 +112,9 @@ def introduction(config: Mapping[str, Any], depths: int) -> str:
     kind = "volumes" if config["dims"] == 3 else "images"
     nested = " It has a head at each of several depths: any of them can be loaded alone, without " \
              "the weights that only deeper ones need." if depths > 1 else ""
-    return (f"The topology `{slug(config['topology'])}` over {encoder_of(config)}, compiled by "
-            f"nestedseg (`pip install nestedseg`): {config['task']} segmentation of {kind} of "
+    return (f"The topology `{slug(config['topology'])}` over "
+            f"{encoder_of(config['encoder'])}, compiled by nestedseg (`pip install nestedseg`): "
+            f"{config['task']} segmentation of {kind} of "
             f"{count(config['in_channels'], 'channel')} into {count(config['classes'], 'class')}."
             f"{nested}")
 
@@ -138,26 +154,33 @@ def depth_table(summary: Summary, scores: Scores) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def topology(model: SegmentationModel) -> str:
+def topology(graph: Graph) -> str:
     """The graph, drawn."""
     return "## Topology\n\nDotted arrows are skips; hexagons carry a head.\n\n" \
-           f"```mermaid\n{model.graph.to_mermaid()}```"
+           f"```mermaid\n{graph.to_mermaid()}```"
 
 
-def facts(config: Mapping[str, Any], license: str | None) -> str:
-    """Encoder, preprocessing, classes, training and licence, one a line."""
-    training = config["training"] or {}
-    lines = {
-        "Encoder": encoder_of(config),
+def facts(lines: Mapping[str, Any]) -> str:
+    """What is known of the model, one fact a line."""
+    return "## Facts\n\n" + "\n".join(f"- {key}: {value}" for key, value in lines.items() if value)
+
+
+def facts_of(config: Mapping[str, Any], license: str | None) -> dict[str, Any]:
+    """Encoder, preprocessing, classes, training and licence."""
+    return {
+        "Encoder": encoder_of(config["encoder"]),
         "Preprocessing": preprocessing_of(config["preprocessing"]),
         "Sizes": f"{config['image_size']} pixels alone" if config["image_size"] else
                  f"any; padded inside to multiples of {config['pad_multiple'][0]} pixels",
         "Classes": ", ".join(map(escape, config["class_names"] or ())),
-        **{key.replace("_", " ").capitalize(): escape(str(value))
-           for key, value in training.items() if not isinstance(value, Mapping)},
-        "Licence": license or "none is stated",
+        **training_of(config), "Licence": license or "none is stated",
     }
-    return "## Facts\n\n" + "\n".join(f"- {key}: {value}" for key, value in lines.items() if value)
+
+
+def training_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """What is said of the training, but for the scores."""
+    return {key.replace("_", " ").capitalize(): escape(str(value))
+            for key, value in (config["training"] or {}).items() if not isinstance(value, Mapping)}
 
 
 def preprocessing_of(values: Mapping[str, Any]) -> str:
@@ -172,9 +195,8 @@ def preprocessing_of(values: Mapping[str, Any]) -> str:
         f"resampled to voxels of {numbers(spacing)} mm (`nestedseg predict` does it); {text}"
 
 
-def encoder_of(config: Mapping[str, Any]) -> str:
-    """Its name, and whose it is."""
-    name = config["encoder"]
+def encoder_of(name: str) -> str:
+    """An encoder's name, and whose it is."""
     return "the UNet++ paper's own encoder" if name == "plain" else f"timm's `{name}`"
 
 

@@ -10,14 +10,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 import nestedseg
+from nestedseg import cli_instances
 from nestedseg.data import (
     LabelledImages,
+    LabelledInstances,
+    Pair,
     find_pairs,
     list_images,
     new_mask,
@@ -30,9 +34,11 @@ from nestedseg.data.files import split_name
 from nestedseg.encoders import Options, describe_encoder
 from nestedseg.extras import require
 from nestedseg.inference import OVERLAP, WINDOW, predict_image, predict_volume, to_mask
+from nestedseg.instance_inference import SCORE, check_finds_instances, predict_instances
+from nestedseg.instance_report import write_instance_report
 from nestedseg.layers import NORMS, UPSAMPLINGS
 from nestedseg.model import SegmentationModel
-from nestedseg.pictures import paint_classes, to_rgb
+from nestedseg.pictures import paint_classes, paint_instances, to_rgb
 from nestedseg.publish import open_repo, write_repo
 from nestedseg.remote import is_repo_id
 from nestedseg.report import depth_table, read_report, write_report
@@ -41,6 +47,8 @@ from nestedseg.topologies import read
 from nestedseg.training import MODEL, PRECISIONS, Settings, fit
 
 PATCH = {2: [96], 3: [64]}  # one number for all axes
+TOPOLOGY = "unetpp"
+MAX_INSTANCES = 65_535  # in a map of 16 bit
 
 EXAMPLES = """\
 examples:
@@ -48,6 +56,8 @@ examples:
   nestedseg train --images train/images --labels train/labels --binary --out run
   accelerate launch -m nestedseg train --images ... --labels ... --out run
   nestedseg predict run/model images --out masks --depth 2
+  nestedseg train --task instance --encoder resnet18 --images ... --labels ... --out cells
+  nestedseg predict cells/model images --out found
   nestedseg prune run/model --depth 2 --out small
   nestedseg publish run --repo user/name --license mit
   nestedseg predict user/name images --out masks
@@ -84,48 +94,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(args: argparse.Namespace) -> None:
     """Train on pairs of images and labels; write the best model and a report."""
     pairs = find_pairs(args.images, args.labels)
-    dims = spatial_axes(pair.image for pair in pairs)
+    recipe = RECIPES[args.task](args, spatial_axes(pair.image for pair in pairs))
     given = {field.name: getattr(args, field.name) for field in fields(Settings)}
-    settings = Settings(**given | {"patch": _one_or_all(args.patch or PATCH[dims])})
-    options = _model_options(args, args.topology, dims)  # a wrong name shows before images are read
-    if dims == 3:
-        require("scipy", "medical")  # for the report: better missed now than after the training
+    settings = Settings(**given | {"patch": _one_or_all(args.patch or recipe.patch)})
     if (args.val_images is None) != (args.val_labels is None):
         raise ValueError("give --val-images and --val-labels together, or neither")
     if args.val_images:
         held_out = find_pairs(args.val_images, args.val_labels)
     else:
         pairs, held_out = split_pairs(pairs, args.val_fraction, args.seed)
-    training = LabelledImages(pairs, args.classes, args.binary, args.spacing)
-    validation = LabelledImages(held_out, args.classes, args.binary, args.spacing)
+    training, validation = recipe.read(pairs), recipe.read(held_out)
     torch.manual_seed(args.seed)
-    model = _create_for(args, training, options)
+    model = recipe.create(training)
     if args.push_to_hub:
         open_repo(args.push_to_hub, **_access(args))  # a wrong token shows now, not after hours
     history = fit(model, training, validation, args.out, settings, args.resume)
     if require("accelerate").PartialState().is_main_process:
         best = nestedseg.from_pretrained(args.out / MODEL).to(_device())
-        print(depth_table(write_report(args.out, best, validation, history, asdict(settings))))
+        print(recipe.report(args.out, best, validation, history, asdict(settings)))
         print(f"the best model and its report are in {args.out}")
         if args.push_to_hub:
             _push(args, args.push_to_hub, args.out)
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Write a mask and an overlay for each image."""
+    """Write a mask, or an instance map, and an overlay for each image."""
     paths = list_images(args.images) if args.images.is_dir() else [args.images]
     model = nestedseg.from_pretrained(args.model, args.depth).to(_device())
-    dims = spatial_axes(paths)
-    if dims != model.config["dims"]:
-        raise ValueError(f"{paths[0]} has {dims} axes in space, the model takes "
-                         f"{model.config['dims']}")
-    write = {2: _predict_picture, 3: _predict_volume}[dims]
-    masks, overlays = args.out / "masks", args.out / "overlays"
-    for folder in (masks, overlays):
+    dims, wanted = spatial_axes(paths), model.config.get("dims", 2)
+    if dims != wanted:
+        raise ValueError(f"{paths[0]} has {dims} axes in space, the model takes {wanted}")
+    kind, write = _choose_output(args, model, dims)
+    results, overlays = args.out / kind, args.out / "overlays"
+    for folder in (results, overlays):
         folder.mkdir(parents=True, exist_ok=True)
     for path in require("tqdm").tqdm(paths, unit="image", disable=None):
-        write(args, model, path, masks, overlays)
-    print(f"{len(paths)} masks are in {masks}, overlays in {overlays}")
+        write(args, model, path, results, overlays)
+    print(f"{len(paths)} images: {kind} are in {results}, overlays in {overlays}")
 
 
 def prune(args: argparse.Namespace) -> None:
@@ -151,6 +156,8 @@ def summary(args: argparse.Namespace) -> None:
     is_file = args.model.endswith(".json")
     if Path(args.model).is_dir() or (is_repo_id(args.model) and not is_file):
         model = nestedseg.from_pretrained(args.model)
+        if not model.depths:
+            raise ValueError(f"{args.model} is a detector, which has no depths to compare")
     else:
         model = nestedseg.create(args.model, classes=args.classes, in_channels=args.in_channels,
                                  **_model_options(args, args.model))
@@ -202,6 +209,45 @@ def _facts(args: argparse.Namespace, run: Path) -> dict[str, Any]:
 # -- from arguments to models ---------------------------------------------------------------------
 
 
+class Recipe(NamedTuple):
+    """What `train` does in each task's own way.
+
+    Args:
+        patch: its default size.
+        read: the checked collection of some pairs of files.
+        create: the model for a collection.
+        report: writes the report, and gives its summary.
+    """
+
+    patch: Sequence[int]
+    read: Callable[[Sequence[Pair]], LabelledImages]
+    create: Callable[[Any], nn.Module]
+    report: Callable[..., str]
+
+
+def _semantic(args: argparse.Namespace, dims: int) -> Recipe:
+    if args.anchor_scale != args.parser.get_default("anchor_scale"):
+        raise ValueError("--anchor-scale is for --task instance")
+    topology = args.topology or TOPOLOGY
+    options = _model_options(args, topology, dims)  # a wrong name shows before images are read
+    if dims == 3:
+        require("scipy", "medical")  # for the report: better missed now than after the training
+    return Recipe(PATCH[dims],
+                  lambda pairs: LabelledImages(pairs, args.classes, args.binary, args.spacing),
+                  lambda images: _create_for(args, topology, images, options),
+                  lambda *facts: depth_table(write_report(*facts)))
+
+
+def _instance(args: argparse.Namespace, dims: int) -> Recipe:
+    cli_instances.check_arguments(args)
+    return Recipe(cli_instances.PATCH, LabelledInstances,
+                  lambda images: cli_instances.create_detector(args, images),
+                  write_instance_report)
+
+
+RECIPES = {"semantic": _semantic, "instance": _instance}
+
+
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -230,6 +276,31 @@ def _predict_volume(args: argparse.Namespace, model: SegmentationModel, path: Pa
         draw_slices([case], overlays / f"{split_name(path)[0]}.png")
 
 
+def _choose_output(args: argparse.Namespace, model: nn.Module,
+                   dims: int) -> tuple[str, Callable[..., None]]:
+    """What `predict` writes, as its folder is called, and the function that does."""
+    semantic = isinstance(model, SegmentationModel)
+    if semantic and args.score is not None:
+        raise ValueError("--score is for detectors; the model is none")
+    if semantic and not args.instances:
+        return "masks", {2: _predict_picture, 3: _predict_volume}[dims]
+    check_finds_instances(model)
+    return "instances", _predict_instances
+
+
+def _predict_instances(args: argparse.Namespace, model: nn.Module, path: Path, maps: Path,
+                       overlays: Path) -> None:
+    image = read_image(path)
+    with _naming(path):
+        found = predict_instances(model, image, SCORE if args.score is None else args.score,
+                                  _one_or_all(args.window), args.overlap)
+        if found.max(initial=0) > MAX_INSTANCES:
+            raise ValueError(f"{found.max()} instances are found; a 16-bit PNG holds "
+                             f"{MAX_INSTANCES} at most")
+    _write_png(maps / f"{path.stem}.png", found.astype(np.uint16))
+    _write_png(overlays / f"{path.stem}.png", paint_instances(to_rgb(image), found))
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Errors within it name the file."""
@@ -250,12 +321,12 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
     require("PIL.Image").fromarray(pixels).save(path)
 
 
-def _create_for(args: argparse.Namespace, images: LabelledImages,
+def _create_for(args: argparse.Namespace, topology: str, images: LabelledImages,
                 options: dict[str, Any]) -> SegmentationModel:
     """The model to train. Pretrained encoders keep the colours and statistics they know, but for
     volumes, which have none of them."""
     known = args.encoder_weights is not None and images.dims == 2
-    model = nestedseg.create(args.topology, classes=args.classes,
+    model = nestedseg.create(topology, classes=args.classes,
                              in_channels=3 if known else images.in_channels,
                              encoder_weights=args.encoder_weights,
                              class_names=args.class_names, **options)
@@ -284,7 +355,7 @@ def _supervision(topology: str, args: argparse.Namespace, dims: int) -> bool | N
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser; each command's function is in ``run``."""
+    """The parser; each command's function is in ``run``, its own parser in ``parser``."""
     parser = argparse.ArgumentParser(
         prog="nestedseg", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Nested U-Nets for image segmentation: train, prune and use them.")
@@ -295,7 +366,7 @@ def build_parser() -> argparse.ArgumentParser:
         text = run.__doc__ or ""
         added = commands.add_parser(name, help=text[0].lower() + text[1:].rstrip("."),
                                     description=text)
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, parser=added)
         return added
 
     _add_train(command("train", train))
@@ -310,6 +381,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", choices=RECIPES, default="semantic",
+                        help="semantic: labels are classes; instance: they are instance maps, for "
+                             "a Mask R-CNN (default: %(default)s)")
     data = parser.add_argument_group("data (PNG, JPEG or TIFF; or .nii, .nii.gz or .npy, for a 3-D "
                                      "model; paired by file name)")
     data.add_argument("--images", type=Path, required=True, metavar="DIR")
@@ -329,22 +403,27 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
                       help="each image by its own mean and standard deviation, not by those of "
                            "all (default: for volumes)")
     model = _add_model_options(parser)
-    model.add_argument("--topology", default="unetpp", metavar="NAME|JSON",
-                       help="see `nestedseg list topologies` (default: %(default)s)")
+    model.add_argument("--topology", metavar="NAME|JSON",
+                       help=f"see `nestedseg list topologies` (default: {TOPOLOGY}; for instances "
+                            f"{cli_instances.TOPOLOGY})")
+    model.add_argument("--anchor-scale", type=float, default=4, metavar="F",
+                       help="of instances: side of the smallest anchors, in strides of 4 pixels "
+                            "(default: %(default)s)")
     model.add_argument("--class-names", nargs="+", metavar="NAME", help="kept with the model")
     model.add_argument("--encoder-weights", metavar="imagenet|FILE",
                        help="pretrained weights of a timm encoder (default: random)")
     training = parser.add_argument_group("training")
     default = Settings()
     for name, text in (("epochs", "at most"), ("batch", "patches on each process"),
-                       ("patience", "epochs without a better validation IoU before it stops"),
+                       ("patience", "epochs without a better validation score before it stops"),
                        ("seed", "of everything random"),
                        ("workers", "processes that prepare patches")):
         training.add_argument(f"--{name}", type=int, default=getattr(default, name), metavar="N",
                               help=f"{text} (default: %(default)s)")
     training.add_argument("--patch", type=int, nargs="+", metavar="N",
                           help="in pixels, one number or one for each axis (default: "
-                               f"{PATCH[2][0]}, in volumes {PATCH[3][0]})")
+                               f"{PATCH[2][0]}, in volumes {PATCH[3][0]}, for instances "
+                               f"{cli_instances.PATCH[0]})")
     training.add_argument("--foreground", type=float, metavar="F",
                           help="part of the patches that are centred on the foreground (default: "
                                "a third in volumes, 0 in pictures)")
@@ -405,7 +484,14 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", type=Path, metavar="IMAGE_OR_DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="gets masks/ (class indices; one class: 0 and 255, in volumes 0 and "
-                             "1, on the grid of the image) and overlays/")
+                             "1, on the grid of the image) or instances/ (their numbers, 16 bit), "
+                             "and overlays/")
+    parser.add_argument("--instances", action="store_true",
+                        help="write the connected parts of a binary model's mask as instances; "
+                             "detectors always write instances")
+    parser.add_argument("--score", type=float, metavar="F",
+                        help="of detectors: leave out instances with a lower score (default: "
+                             f"{SCORE})")
     parser.add_argument("--depth", type=int, metavar="D", help="prune to this depth first")
     parser.add_argument("--window", type=int, nargs="+", metavar="N",
                         help="larger images go in windows of so many pixels, one number or one for "

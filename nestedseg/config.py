@@ -149,7 +149,7 @@ class Config:
     def from_dict(cls, data: Mapping[str, Any]) -> Config:
         """The checked configuration in an object that `to_dict` wrote."""
         data = migrate(data)
-        name = data.pop("topology", "graph")
+        name = data.pop("topology", None)
         known = [f.name for f in fields(cls)]
         for key in data:
             if key not in known:
@@ -157,9 +157,13 @@ class Config:
         for key in known[:3]:
             if key not in data:
                 raise ValueError(f"the config key {key!r} is missing")
-        short = isinstance(name, str) and len(name) <= 100
-        graph = Graph.from_dict(data.pop("graph"), name if short else "graph")
-        return cls(graph=graph, **data)
+        return cls(**data | {"graph": named_graph(data["graph"], name)})
+
+
+def named_graph(data: Any, name: Any) -> Graph:
+    """The graph in a config, which says beside it what the graph is called."""
+    short = isinstance(name, str) and len(name) <= 100
+    return Graph.from_dict(data, name if short else "graph")
 
 
 def check_choice(kind: str, choice: Any, allowed: Mapping[str, Any]) -> Choice:
@@ -247,10 +251,11 @@ def check_class_names(names: Any, classes: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def check_training(facts: Any) -> dict[str, Any]:
+def check_training(facts: Any, by_depth: bool = True) -> dict[str, Any]:
     """Facts about a training: short texts, numbers, and objects of these, two deep at most.
 
-    What `nestedseg.card` shows: ``dataset``, and ``metrics``, by depth and by name.
+    What `nestedseg.card` shows: ``dataset``, and ``metrics``, by depth and by name, or of a model
+    without depths by name alone.
     """
     if not isinstance(facts, Mapping):
         raise TypeError(f"training must be an object, got {show(facts)}")
@@ -260,13 +265,21 @@ def check_training(facts: Any) -> dict[str, Any]:
     if not isinstance(facts.get("dataset", ""), str):
         raise TypeError(f"dataset must be a name, got {show(facts['dataset'])}")
     metrics = facts.get("metrics", {})
-    if not isinstance(metrics, Mapping) or not all(
-            str(depth).isdecimal() and isinstance(scores, Mapping)
-            and all(type(score) in (int, float) for score in scores.values())
-            for depth, scores in metrics.items()):
-        raise ValueError("metrics must be scores by depth and by name, like {2: {'iou': 0.9}}, "
-                         f"got {show(metrics)}")
+    if not (_are_scores_by_depth if by_depth else _are_scores)(metrics):
+        form = "by depth and by name, like {2: {'iou': 0.9}}" if by_depth else \
+            "by name, like {'iou': 0.9}"
+        raise ValueError(f"metrics must be scores {form}, got {show(metrics)}")
     return copy.deepcopy(dict(facts))
+
+
+def _are_scores_by_depth(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        str(depth).isdecimal() and _are_scores(scores) for depth, scores in value.items())
+
+
+def _are_scores(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        type(score) in (int, float) for score in value.values())
 
 
 def _flatten(facts: Mapping[Any, Any], levels: int) -> Iterator[Any]:

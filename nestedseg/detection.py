@@ -6,21 +6,26 @@ IV-B, doi:10.1109/TMI.2019.2959609.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nestedseg import shards
-from nestedseg.config import SCHEMA_VERSION, migrate
+from nestedseg.config import SCHEMA_VERSION, check_training, migrate
 from nestedseg.errors import choose, nearest, show, whole
 from nestedseg.extras import require
 from nestedseg.graph import MAX_CHANNELS, Graph
+from nestedseg.publish import push
 from nestedseg.pyramid import FeaturePyramid, PyramidConfig, checked_keys, pyramid
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 detection = require("torchvision.models.detection", "detection")
 anchor_utils = require("torchvision.models.detection.anchor_utils", "detection")
@@ -36,7 +41,7 @@ MAX_SCALE = 1e3  # of anchors
 
 def mask_rcnn(topology: str | Path | Mapping[str, Any] | Graph = "fpnpp",
               encoder: str = "resnet101", *, classes: int = 1, anchor_scale: float = 8,
-              **options: Any) -> MaskRCNN:
+              resize: bool = True, **options: Any) -> MaskRCNN:
     """torchvision's Mask R-CNN over a feature pyramid; over "fpnpp" it is Mask RCNN++.
 
     In training mode ``model(images, targets)`` gives a dict of losses, in eval mode
@@ -48,6 +53,9 @@ def mask_rcnn(topology: str | Path | Mapping[str, Any] | Graph = "fpnpp",
         encoder: see `nestedseg.create`; it must have levels of strides 4, 8, 16 and 32.
         classes: of the foreground, whose labels are 1 ... ``classes``.
         anchor_scale: side of a level's anchors, in its strides: 8 gives 32 pixels at stride 4.
+        resize: whether torchvision resizes images to ``min_size`` (800) and ``max_size`` (1333)
+            pixels. ``False``: they are taken as they are, so that what was learned of patches
+            holds for whole images.
         options: others of `nestedseg.pyramid` (``encoder_weights``, ``frozen_batch_norm``,
             ``strides``, ``in_channels``, ...), and numbers that torchvision's ``MaskRCNN`` takes
             (``min_size``, ``max_size``, ``box_score_thresh``, ``box_detections_per_img``, ...).
@@ -57,34 +65,34 @@ def mask_rcnn(topology: str | Path | Mapping[str, Any] | Graph = "fpnpp",
         GraphError: a malformed topology.
         OSError: encoder weights that cannot be fetched or read.
     """
-    return _create("mask_rcnn", topology, encoder, classes, anchor_scale,
+    return _create("mask_rcnn", topology, encoder, classes, anchor_scale, resize,
                    {"coarser": "pool"} | options)
 
 
 def faster_rcnn(topology: str | Path | Mapping[str, Any] | Graph = "fpnpp",
                 encoder: str = "resnet101", *, classes: int = 1, anchor_scale: float = 8,
-                **options: Any) -> FasterRCNN:
+                resize: bool = True, **options: Any) -> FasterRCNN:
     """torchvision's Faster R-CNN over a feature pyramid: boxes without masks. See `mask_rcnn`."""
-    return _create("faster_rcnn", topology, encoder, classes, anchor_scale,
+    return _create("faster_rcnn", topology, encoder, classes, anchor_scale, resize,
                    {"coarser": "pool"} | options)
 
 
 def retinanet(topology: str | Path | Mapping[str, Any] | Graph = "fpnpp",
               encoder: str = "resnet101", *, classes: int = 1, anchor_scale: float = 4,
-              **options: Any) -> RetinaNet:
+              resize: bool = True, **options: Any) -> RetinaNet:
     """torchvision's RetinaNet over a feature pyramid of strides 8 ... 128. See `mask_rcnn`."""
-    return _create("retinanet", topology, encoder, classes, anchor_scale,
+    return _create("retinanet", topology, encoder, classes, anchor_scale, resize,
                    {"strides": (8, 16, 32), "coarser": "p6p7"} | options)
 
 
 def _create(detector: str, topology: str | Path | Mapping[str, Any] | Graph, encoder: str,
-            classes: int, anchor_scale: float, options: dict[str, Any]) -> nn.Module:
+            classes: int, anchor_scale: float, resize: bool, options: dict[str, Any]) -> nn.Module:
     known = inspect.signature(pyramid).parameters
     arguments = {name: value for name, value in options.items() if name not in known}
     check_arguments(detector, arguments)  # before the encoder's weights are fetched
     backbone = pyramid(topology, encoder,
                        **{name: options[name] for name in options if name in known})
-    config = DetectorConfig(detector, classes, backbone.config, anchor_scale, arguments)
+    config = DetectorConfig(detector, classes, backbone.config, anchor_scale, arguments, resize)
     return DETECTORS[detector](config, backbone)
 
 
@@ -102,9 +110,12 @@ class Detector(nn.Module):
     Each says in ``parts`` which of torchvision's parts depend on the strides of its pyramid.
     """
 
-    depths = ()  # it cannot be pruned, and its weights are one file
+    depths = ()  # it cannot be pruned, its weights are one file, its scores those of the whole
 
     def __init__(self, config: DetectorConfig, backbone: FeaturePyramid) -> None:
+        if backbone.fixed_size and not config.resize:
+            raise ValueError(f"encoder {backbone.config.encoder.encoder!r} is built for images of "
+                             f"{backbone.fixed_size}, so that they have to be resized")
         sizes = {"fixed_size": backbone.fixed_size[::-1], "size_divisible": 1} \
             if backbone.fixed_size else {"size_divisible": backbone.size_divisibility}
         colours = {f"image_{key}": backbone.preprocessing[key] for key in ("mean", "std")}
@@ -113,11 +124,27 @@ class Detector(nn.Module):
         super().__init__(backbone, config.classes + 1,
                          **sizes | colours | parts | dict(config.arguments))
         self._config = config
+        if not config.resize:
+            self.transform.resize = keep_size
 
     @property
     def config(self) -> dict[str, Any]:
         """All that is needed to rebuild the model, as JSON-able values."""
         return self._config.to_dict()
+
+    @property
+    def graph(self) -> Graph:
+        """The skip topology of its pyramid."""
+        return self._config.pyramid.graph
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What `nestedseg.preprocess` does to an image: it is scaled to [0, 1], no more.
+
+        torchvision's detectors normalise images by themselves.
+        """
+        channels = self._config.pyramid.encoder.in_channels
+        return {"input_range": [0.0, 1.0], "mean": [0.0] * channels, "std": [1.0] * channels}
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes ``config.json`` and ``model.safetensors``, which `from_pretrained` reads.
@@ -125,6 +152,16 @@ class Detector(nn.Module):
         Both are written under temporary names and renamed.
         """
         shards.save(Path(directory), self.config, self)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
+        """Pushes the model and its card to a repo on the Hugging Face Hub, in one commit.
+
+        Args:
+            repo_id: ``"user/name"``; made where it is not there.
+            options: those of `SegmentationModel.push_to_hub`; ``metrics`` are scores by name,
+                ``{"score": 0.41, "iou": 0.95}``.
+        """
+        return push(self, repo_id, **options)
 
 
 class FasterRCNN(Detector, detection.FasterRCNN):
@@ -157,6 +194,12 @@ class RetinaNet(Detector, detection.RetinaNet):
 DETECTORS = {"mask_rcnn": MaskRCNN, "faster_rcnn": FasterRCNN, "retinanet": RetinaNet}
 
 
+def keep_size(image: Tensor, target: dict[str, Tensor] | None = None
+              ) -> tuple[Tensor, dict[str, Tensor] | None]:
+    """What stands for torchvision's resizing where images are taken as they are."""
+    return image, target
+
+
 def make_anchors(sizes: list[tuple[int, ...]]) -> nn.Module:
     """Anchors of these sides on each level, in three shapes."""
     return anchor_utils.AnchorGenerator(tuple(sizes), (RATIOS,) * len(sizes))
@@ -181,6 +224,8 @@ class DetectorConfig:
         pyramid: of the backbone.
         anchor_scale: side of a level's anchors, in its strides.
         arguments: of torchvision's class.
+        resize: whether it resizes images.
+        training: what the model was trained on, and its scores; see `check_training`.
 
     Raises:
         TypeError: a value of the wrong type.
@@ -192,6 +237,8 @@ class DetectorConfig:
     pyramid: PyramidConfig
     anchor_scale: float
     arguments: Mapping[str, Any]
+    resize: bool = True
+    training: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_arguments(self.detector, self.arguments)
@@ -202,6 +249,10 @@ class DetectorConfig:
         if self.anchor_scale * self.pyramid.strides[0] < 1:
             raise ValueError(f"anchors of {self.anchor_scale} strides of {self.pyramid.strides[0]} "
                              "pixels are smaller than a pixel")
+        if type(self.resize) is not bool:
+            raise TypeError(f"resize must be true or false, got {show(self.resize)}")
+        if self.training is not None:
+            object.__setattr__(self, "training", check_training(self.training, by_depth=False))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
@@ -209,7 +260,8 @@ class DetectorConfig:
                      for name, value in self.arguments.items()}
         return {"schema_version": SCHEMA_VERSION, "detector": self.detector,
                 "classes": self.classes, "anchor_scale": self.anchor_scale,
-                "arguments": arguments, "pyramid": self.pyramid.to_dict()}
+                "arguments": arguments, "resize": self.resize, "pyramid": self.pyramid.to_dict(),
+                "training": copy.deepcopy(self.training)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DetectorConfig:

@@ -26,14 +26,19 @@ TOLERANCE = 1.0  # mm, of the surface Dice
 def score_heads(model: SegmentationModel, images: LabelledImages,
                 indices: Iterable[int] | None = None) -> dict[int | str, SegmentationScores]:
     """The scores of each head, by depth, on some of the images (default: all)."""
-    scores = {key: SegmentationScores(model.task, model.classes)
-              for key in (*model.depths, output_key(model))}
+    scores = new_scores(model)
     for index in range(len(images)) if indices is None else indices:
         image, target = images[index]
         truth = torch.from_numpy(target)[None]
         for key, logits in predict_heads(model, image).items():
             scores[key].update(logits, truth.to(logits.device))
     return scores
+
+
+def new_scores(model: SegmentationModel) -> dict[int | str, SegmentationScores]:
+    """Scores of each head, by depth, of no images yet."""
+    return {key: SegmentationScores(model.task, model.classes)
+            for key in (*model.depths, output_key(model))}
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def slide(forward: Callable[[Tensor], Logits], x: Tensor, window: int | Sequence
         ValueError: ``window`` < 1, or ``overlap`` outside [0, 1).
     """
     size = x.shape[2:]
-    roi = _window(window, overlap, size)
+    roi = window_sides(window, overlap, size)
     if roi == tuple(size):
         return forward(x)
     inferers = require("monai.inferers")
@@ -68,7 +68,7 @@ def slide_slabs(forward: Callable[[Tensor], Tensor], read: Callable[[slice], Ten
     Yields:
         Which planes, from first to last, and their ``(N, K, planes, H, W)``.
     """
-    depth, planes = _window(window, overlap, size)[0], size[0]
+    depth, planes = window_sides(window, overlap, size)[0], size[0]
     carried = carried_weight = None
     starts = slab_starts(planes, depth, overlap)
     for start, following in zip(starts, [*starts[1:], planes]):
@@ -89,7 +89,7 @@ def slab_starts(planes: int, depth: int, overlap: float) -> list[int]:
     return [min(start, last) for start in range(0, last + step, step)]
 
 
-def _window(window: int | Sequence[int] | None, overlap: float,
+def window_sides(window: int | Sequence[int] | None, overlap: float,
             size: Sequence[int]) -> tuple[int, ...]:
     """The window along each axis, no longer than the image."""
     window = WINDOW[len(size)] if window is None else window

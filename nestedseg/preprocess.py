@@ -35,14 +35,15 @@ def preprocess(image: np.ndarray, model: nn.Module, moments: Moments | None = No
     Args:
         image: ``(H, W)``, ``(D, H, W)``, or such with channels last; uint8, uint16, bool or float,
             a volume also of other integers. One channel is repeated where the model takes several.
-        model: the model whose preprocessing applies.
+        model: the model whose preprocessing applies. A detector takes such images one by one, and
+            normalises them itself.
         moments: of the whole that the image is a part of, for ``standardise``; default: its own.
 
     Raises:
         ValueError: wrong number of axes or channels.
         TypeError: another type of number.
     """
-    dims, channels = model.config["dims"], model.config["in_channels"]
+    dims, channels = model.config.get("dims", 2), len(model.preprocessing["mean"])
     image = image[..., None] if image.ndim == dims else image
     if image.ndim != dims + 1 or image.shape[-1] not in (1, channels):
         axes = ", ".join("DHW"[-dims:])

@@ -13,11 +13,13 @@ import huggingface_hub
 from nestedseg import shards, storage
 from nestedseg.card import is_ours, model_card
 from nestedseg.config import check_training
+from nestedseg.detector_card import detector_card
 from nestedseg.errors import show
 from nestedseg.remote import explained, is_repo_id
 from nestedseg.version import __version__
 
 if TYPE_CHECKING:
+    from nestedseg.detection import Detector
     from nestedseg.model import SegmentationModel
 
 CARD = "README.md"
@@ -27,9 +29,9 @@ STALE = (storage.WEIGHTS, "model-?????-of-?????.safetensors", storage.INDEX, "py
          "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json")
 
 
-def push(model: SegmentationModel, repo_id: str, private: bool | None, token: str | bool | None,
-         revision: str | None, commit_message: str | None,
-         **facts: Any) -> huggingface_hub.CommitInfo:
+def push(model: SegmentationModel | Detector, repo_id: str, private: bool | None = None,
+         token: str | bool | None = None, revision: str | None = None,
+         commit_message: str | None = None, **facts: Any) -> huggingface_hub.CommitInfo:
     """See `SegmentationModel.push_to_hub`; ``facts`` are those of `write_repo`."""
     with TemporaryDirectory() as name:
         folder = Path(name, "repo")
@@ -74,8 +76,8 @@ def check_repo_id(repo_id: str) -> None:
         raise ValueError(f"expected the id of a repo, like 'user/name', got {show(repo_id)}")
 
 
-def write_repo(model: SegmentationModel, folder: Path, repo_id: str,
-               metrics: Mapping[int, Mapping[str, float]] | None = None,
+def write_repo(model: SegmentationModel | Detector, folder: Path, repo_id: str,
+               metrics: Mapping[Any, Any] | None = None,
                dataset: str | None = None, license: str | None = None,
                training: Mapping[str, Any] | None = None,
                pictures: Mapping[str, Path] | None = None) -> None:
@@ -92,7 +94,8 @@ def write_repo(model: SegmentationModel, folder: Path, repo_id: str,
     config = model.config
     config["training"] = describe(model, config["training"], metrics, dataset, training)
     names = {text: Path(path).name for text, path in pictures.items()}
-    card = model_card(model, repo_id, config, license, names)
+    make_card = detector_card if "detector" in config else model_card
+    card = make_card(model, repo_id, config, license, names)
     shards.save(folder, config, model)
     for path in pictures.values():
         shutil.copyfile(path, folder / Path(path).name)
@@ -101,15 +104,21 @@ def write_repo(model: SegmentationModel, folder: Path, repo_id: str,
         card.save(path)
 
 
-def describe(model: SegmentationModel, before: Mapping[str, Any] | None,
-             metrics: Mapping[int, Mapping[str, float]] | None, dataset: str | None,
+def describe(model: SegmentationModel | Detector, before: Mapping[str, Any] | None,
+             metrics: Mapping[Any, Any] | None, dataset: str | None,
              training: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What the config says of the training: what it said before, and what is said now."""
-    for depth in metrics or {}:
-        model.graph.head(depth)
     now = dict(training or {})
     if dataset is not None:
         now["dataset"] = dataset
     if metrics is not None:
-        now["metrics"] = {str(depth): dict(scores) for depth, scores in metrics.items()}
-    return check_training({**(before or {}), **now}) or None
+        now["metrics"] = scores_by_depth(model, metrics) if model.depths else dict(metrics)
+    return check_training({**(before or {}), **now}, by_depth=bool(model.depths)) or None
+
+
+def scores_by_depth(model: SegmentationModel,
+                    metrics: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """The scores as the config keeps them."""
+    for depth in metrics:
+        model.graph.head(depth)
+    return {str(depth): dict(scores) for depth, scores in metrics.items()}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestedseg.compiler import build_decoder
-from nestedseg.config import check_choice
+from nestedseg.config import check_choice, named_graph
 from nestedseg.encoders import Description, Options, build_encoder, describe_encoder
 from nestedseg.errors import choose, nearest, show, whole, wholes
 from nestedseg.finetune import batch_norms
@@ -83,21 +83,23 @@ class PyramidConfig:
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
-        return data | {"graph": self.graph.to_dict(), "strides": list(self.strides),
+        return data | {"topology": self.graph.name, "graph": self.graph.to_dict(),
+                       "strides": list(self.strides),
                        "encoder": {key: list(value) if isinstance(value, tuple) else value
                                    for key, value in vars(self.encoder).items()}}
 
     @classmethod
     def from_dict(cls, data: Any) -> PyramidConfig:
         """The checked configuration in an object that `to_dict` wrote."""
-        data = checked_keys(cls, data, "pyramid")
+        data = checked_keys(cls, data, "pyramid", "topology")
+        graph = named_graph(data["graph"], data.pop("topology", None))
         options = checked_keys(Options, data["encoder"], "pyramid's encoder")
-        return cls(**data | {"graph": Graph.from_dict(data["graph"]),
-                             "encoder": Options(**options)})
+        return cls(**data | {"graph": graph, "encoder": Options(**options)})
 
 
-def checked_keys(kind: type, data: Any, what: str) -> dict[str, Any]:
-    """An object whose keys are fields of a dataclass, those without a default among them.
+def checked_keys(kind: type, data: Any, what: str, *further: str) -> dict[str, Any]:
+    """An object whose keys are fields of a dataclass, those without a default among them, or others
+    that are named here.
 
     Raises:
         TypeError: it is no object.
@@ -105,7 +107,7 @@ def checked_keys(kind: type, data: Any, what: str) -> dict[str, Any]:
     """
     if not isinstance(data, Mapping):
         raise TypeError(f"{what} must be an object, got {show(data)}")
-    known = [f.name for f in fields(kind)]
+    known = [*(f.name for f in fields(kind)), *further]
     for key in data:
         if key not in known:
             raise ValueError(f"unknown {what} key {show(key)}; {nearest(key, known)}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from nestedseg.data import LabelledImages
 from nestedseg.evaluation import (
@@ -63,13 +64,9 @@ def write_report(run: str | Path, model: SegmentationModel, validation: Labelled
     """
     run = Path(run)
     depths = compare_depths(model, validation)
-    metrics = {"best_epoch": best_epoch(list(history)).epoch, "depths": list(map(asdict, depths)),
-               "history": list(map(asdict, history)), "settings": settings,
-               "model": model.config,
-               "validation": [pair.image.name for pair in validation.pairs]}
-    (run / METRICS).write_text(json.dumps(_finite(metrics), indent=2) + "\n")
+    write_metrics(run, model, validation, history, settings, depths=list(map(asdict, depths)))
     (run / "depths.md").write_text(depth_table(depths))
-    draw_curves(history, run / CURVES)
+    draw_curves(history, run / CURVES, "Validation IoU")
     if validation.dims == 3:
         write_cases(score_cases(model, validation), run / "cases.csv")
         draw_contours(model, validation, run / OVERLAY)
@@ -78,28 +75,43 @@ def write_report(run: str | Path, model: SegmentationModel, validation: Labelled
     return depths
 
 
+def write_metrics(run: Path, model: nn.Module, validation: LabelledImages,
+                  history: Sequence[Epoch], settings: dict[str, Any], **measured: Any) -> None:
+    """Write ``metrics.json``: what was measured, and what is needed to measure it again."""
+    metrics = {"best_epoch": best_epoch(list(history)).epoch, **measured,
+               "history": list(map(asdict, history)), "settings": settings,
+               "model": model.config,
+               "validation": [pair.image.name for pair in validation.pairs]}
+    (run / METRICS).write_text(json.dumps(_finite(metrics), indent=2) + "\n")
+
+
 def read_report(run: str | Path) -> dict[str, Any]:
-    """The facts of a run as `SegmentationModel.push_to_hub` takes them.
+    """The facts of a run as the model's `push_to_hub` takes them.
 
     Raises:
-        ValueError: ``metrics.json`` is not what `write_report` writes.
+        ValueError: ``metrics.json`` is not what a training run writes.
     """
     run = Path(run)
-    pictures = {"Validation images: truth, and the prediction of each depth": run / OVERLAY,
-                "Training loss and validation IoU": run / CURVES}
+    pictures = {"Validation images: truth and prediction": run / OVERLAY,
+                "Training loss and validation scores": run / CURVES}
     facts = {"pictures": {text: path for text, path in pictures.items() if path.is_file()}}
     if not (run / METRICS).is_file():
         return facts  # of a run that was stopped there is the model alone
     try:
         report = json.loads((run / METRICS).read_text(encoding="utf-8"))
-        scores = {row["depth"]: {name: row[name] for name in ("iou", "dice")
-                                 if row[name] is not None} for row in report["depths"]}
+        scores = _known(report["scores"]) if "scores" in report else {
+            row["depth"]: _known({name: row[name] for name in ("iou", "dice")})
+            for row in report["depths"]}
         training = {"scores": f"of {len(report['validation'])} validation images",
                     "epochs": len(report["history"]), "best_epoch": report["best_epoch"],
                     **{name: _text(report["settings"][name]) for name in RECORDED}}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{run / METRICS} is not what a training run writes: {error!r}") from None
     return facts | {"metrics": scores, "training": training}
+
+
+def _known(scores: dict[str, float | None]) -> dict[str, float]:
+    return {name: score for name, score in scores.items() if score is not None}
 
 
 def _text(value: Any) -> Any:
@@ -135,23 +147,22 @@ def write_cases(cases: Sequence[CaseScore], path: Path, tolerance: float = TOLER
                 case.dice, case.iou, case.hd95, case.surface_dice))))
 
 
-def draw_curves(history: Sequence[Epoch], path: Path) -> None:
-    """Training loss and, for each depth, validation IoU over the epochs, as a PNG."""
+def draw_curves(history: Sequence[Epoch], path: Path, title: str) -> None:
+    """Training loss and validation scores over the epochs, as a PNG."""
     plt = pyplot()
     epochs = [epoch.epoch for epoch in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     left.plot(epochs, [epoch.loss for epoch in history], color=INK, marker=".")
-    left.set(title="Training loss, summed over the heads", ylim=(0, None))
-    heads = list(history[0].heads)
-    colours = plt.get_cmap("viridis")(np.linspace(0.85, 0.1, len(heads)))
-    for head, colour in zip(heads, colours, strict=True):
-        name = f"depth {head}" if head.isdigit() else head
-        right.plot(epochs, [epoch.heads[head] for epoch in history], color=colour, marker=".",
-                   label=name)
+    left.set(title="Training loss", ylim=(0, None))
+    scores = list(history[0].scores)
+    colours = plt.get_cmap("viridis")(np.linspace(0.85, 0.1, len(scores)))
+    for name, colour in zip(scores, colours, strict=True):
+        right.plot(epochs, [epoch.scores[name] for epoch in history], color=colour, marker=".",
+                   label=f"depth {name}" if name.isdigit() else name)
     best = best_epoch(list(history))
-    right.plot(best.epoch, best.iou, "o", color=INK, mfc="none", ms=9,
-               label=f"best: {best.iou:.3f}, epoch {best.epoch}")
-    right.set(title="Validation IoU")
+    right.plot(best.epoch, best.score, "o", color=INK, mfc="none", ms=9,
+               label=f"best: {best.score:.3f}, epoch {best.epoch}")
+    right.set(title=title)
     right.legend(frameon=False, loc="lower right")
     for axes in (left, right):
         axes.set_xlabel("epoch")
@@ -164,9 +175,15 @@ def draw_curves(history: Sequence[Epoch], path: Path) -> None:
 
 def draw_overlay(model: SegmentationModel, images: LabelledImages, path: Path) -> None:
     """Image, truth and each depth's prediction side by side, for a few images, as a PNG."""
-    plt = pyplot()
     rows = [_panels(model, *images[index], images.pairs[index].image.name)
-            for index in _shown(images)]
+            for index in shown(images)]
+    draw_panels(rows, path, _legend(model.classes))
+
+
+def draw_panels(rows: Sequence[Sequence[tuple[str, np.ndarray]]], path: Path,
+                legend: Sequence[Any] = ()) -> None:
+    """Rows of pictures with titles, as a PNG; ``legend`` are its handles in Matplotlib."""
+    plt = pyplot()
     heights = [picture.shape[0] / picture.shape[1] for (_, picture), *_ in rows]
     figure, grid = plt.subplots(
         len(rows), len(rows[0]), squeeze=False, layout="constrained", height_ratios=heights,
@@ -176,8 +193,9 @@ def draw_overlay(model: SegmentationModel, images: LabelledImages, path: Path) -
         axes.imshow(picture, interpolation="nearest" if picture.shape[1] < 400 else "antialiased")
         axes.set_title(title, fontsize=10, color=INK)
         axes.axis("off")
-    figure.legend(handles=_legend(model.classes), loc="outside lower center", ncols=8,
-                  frameon=False, fontsize=10)
+    if legend:
+        figure.legend(handles=legend, loc="outside lower center", ncols=8, frameon=False,
+                      fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -185,14 +203,14 @@ def draw_overlay(model: SegmentationModel, images: LabelledImages, path: Path) -
 def draw_contours(model: SegmentationModel, images: LabelledImages, path: Path) -> None:
     """Slices of a few volumes with the contours of truth and prediction, as a PNG."""
     cases = []
-    for index in _shown(images):
+    for index in shown(images):
         volume, truth = open_case(images, index)
         cases.append(Case(images.pairs[index].image.name, volume,
                           {"truth": truth, "prediction": segment(model, volume)}))
     draw_slices(cases, path)
 
 
-def _shown(images: LabelledImages) -> list[int]:
+def shown(images: LabelledImages) -> list[int]:
     """A few of the images, from first to last."""
     return np.unique(np.linspace(0, len(images) - 1, SHOWN).round().astype(int)).tolist()
 

@@ -11,22 +11,18 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
-from nestedseg.data import EpochSampler, LabelledImages, Patches
+from nestedseg.data import EpochSampler, LabelledImages
 from nestedseg.errors import choose, show
-from nestedseg.evaluation import score_heads
 from nestedseg.extras import require
-from nestedseg.inference import output_key
-from nestedseg.losses import DeepSupervision, HybridLoss
-from nestedseg.model import SegmentationModel
-from nestedseg.preprocess import preprocess
+from nestedseg.tasks import task_of
 
 CHECKPOINT = "checkpoint.pt"
 MODEL = "model"
@@ -44,7 +40,7 @@ class Settings:
         batch: patches in a batch, on each process.
         patch: size of a patch in pixels, along each axis, or one number for all.
         lr: Adam's learning rate.
-        patience: stop after this many epochs without a better validation IoU.
+        patience: stop after this many epochs without a better validation score.
         foreground: the fraction of patches that are centred on a pixel of the foreground; ``None``
             = 0 for pictures, 1/3 for volumes.
         mirror: whether patches are mirrored and turned at random; not where labels tell left from
@@ -93,31 +89,35 @@ class Epoch:
 
     Args:
         epoch: counted from 1.
-        loss: mean training loss, summed over the heads.
-        iou: validation IoU of the model's output in eval mode, mean over the classes.
-        heads: the same of each head, by depth.
+        loss: mean training loss, summed over the heads, or over the losses of a detector.
+        score: of the validation images, by which the best epoch is chosen: the IoU of the model's
+            output in eval mode, mean over the classes; of a detector the Data Science Bowl's score.
+        scores: the IoU of each head, by depth; of a detector those of `InstanceScores`.
         seconds: how long it took.
     """
 
     epoch: int
     loss: float
-    iou: float
-    heads: dict[str, float]
+    score: float
+    scores: dict[str, float]
     seconds: float
 
 
-def fit(model: SegmentationModel, train: LabelledImages, validation: LabelledImages,
+def fit(model: nn.Module, train: LabelledImages, validation: LabelledImages,
         run: str | Path, settings: Settings | None = None, resume: bool = False,
         log: Callable[[str], None] = print) -> list[Epoch]:
-    """Train a model with the hybrid loss on every head, and keep the best weights.
+    """Train a model, and keep the best weights.
+
+    A semantic model learns with the hybrid loss on every head, a Mask R-CNN with its own losses.
 
     After each epoch ``run/checkpoint.pt`` holds all that `resume` needs, and ``run/model`` the
-    weights of the best validation IoU so far; ``model`` itself ends with those of the last epoch.
+    weights of the best validation score so far; ``model`` itself ends with those of the last epoch.
     Under ``accelerate launch`` every process calls this with the same arguments.
 
     Args:
-        model: what to train; its preprocessing is used as it stands.
-        train: checked pictures or volumes.
+        model: what to train, of `nestedseg.create` or `nestedseg.detection.mask_rcnn`; its
+            preprocessing is used as it stands.
+        train: checked pictures or volumes; for a Mask R-CNN, `LabelledInstances`.
         validation: likewise.
         run: folder to write to.
         settings: see `Settings`.
@@ -136,31 +136,30 @@ def fit(model: SegmentationModel, train: LabelledImages, validation: LabelledIma
 
 
 def best_epoch(history: list[Epoch]) -> Epoch:
-    """The first epoch with the best validation IoU."""
-    return max(history, key=lambda epoch: epoch.iou)
+    """The first epoch with the best validation score."""
+    return max(history, key=lambda epoch: epoch.score)
 
 
 class _Trainer:
-    def __init__(self, model: SegmentationModel, train: LabelledImages,
-                 validation: LabelledImages, run: Path, settings: Settings,
-                 log: Callable[[str], None]):
+    def __init__(self, model: nn.Module, train: LabelledImages, validation: LabelledImages,
+                 run: Path, settings: Settings, log: Callable[[str], None]):
+        self.task = task_of(model)
         for name, images in (("training", train), ("validation", validation)):
             if images.foreground == 0:
                 raise ValueError(f"the {name} labels hold no foreground: every pixel is 0")
-            _check_fit(model, images, name)
+            self.task.check(images, name)
         self.validation, self.run, self.settings, self.log = validation, run, settings, log
-        self.identity = _identity(model, train, validation, settings)
+        self.identity = _identity(model, train, validation, settings) | {
+            "measure": self.task.measure}
         self.history: list[Epoch] = []
         self.accelerator = require("accelerate").Accelerator(
             mixed_precision=_precision(settings.precision))
-        self.objective = DeepSupervision(HybridLoss(model.task))
-        patches = Patches(train, settings.patch, partial(preprocess, model=model), settings.seed,
-                          settings.foreground, settings.mirror)
+        patches = self.task.patches(train, settings)
         together = settings.batch * self.accelerator.num_processes
         steps = settings.steps or math.ceil(len(patches) / together)
         sampler = EpochSampler(steps * together, settings.seed)
         # A generator of its own: else the loader would draw from the one that dropout draws from.
-        loader = DataLoader(patches, settings.batch, sampler=sampler,
+        loader = DataLoader(patches, settings.batch, sampler=sampler, collate_fn=self.task.collate,
                             num_workers=settings.workers, generator=torch.Generator(),
                             persistent_workers=settings.workers > 0)
         optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
@@ -171,8 +170,7 @@ class _Trainer:
     def fit(self, resume: bool) -> list[Epoch]:
         start = time.monotonic()
         self._open(resume)
-        self._log(f"{self.bare.graph.name} over {self.bare.config['encoder']}, depths "
-                  f"{list(self.bare.depths)}: {len(self.loader)} batches an epoch, "
+        self._log(f"{self.task.title}: {len(self.loader)} batches an epoch, "
                   f"{len(self.validation)} validation images, "
                   f"{self.accelerator.num_processes} x {self.accelerator.device.type}")
         while not self._finished(time.monotonic() - start):
@@ -181,7 +179,7 @@ class _Trainer:
             self._save()
             better = " *" if best_epoch(self.history) is epoch else ""
             self._log(f"epoch {epoch.epoch:3d}/{self.settings.epochs}  loss {epoch.loss:.4f}  "
-                      f"val IoU {epoch.iou:.4f}  {epoch.seconds:.1f} s{better}")
+                      f"val {self.task.measure} {epoch.score:.4f}  {epoch.seconds:.1f} s{better}")
         return self.history
 
     # -- one epoch ----------------------------------------------------------------------------
@@ -192,10 +190,7 @@ class _Trainer:
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss of epoch {number + 1} is {loss}; try a smaller "
                                      f"learning rate than {self.settings.lr:g}")
-        heads = self._validate()
-        iou = heads[output_key(self.bare)]
-        by_name = {str(key): value for key, value in heads.items()}
-        return Epoch(number + 1, loss, iou, by_name, time.monotonic() - start)
+        return Epoch(number + 1, loss, *self._validate(), time.monotonic() - start)
 
     def _train(self, number: int) -> float:
         seed = [self.settings.seed, number, self.accelerator.process_index]
@@ -206,23 +201,22 @@ class _Trainer:
         mean = torch.stack(losses).mean()
         return self.accelerator.reduce(mean, "mean").item()
 
-    def _step(self, patches: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def _step(self, inputs: Any, targets: Any) -> torch.Tensor:
         self.optimizer.zero_grad()
-        loss = self.objective(self.model(patches), target)
+        loss = self.task.loss(self.model, inputs, targets)
         self.accelerator.backward(loss)
         self.optimizer.step()
         return loss.detach()
 
-    def _validate(self) -> dict[int | str, float]:
-        """The validation IoU of each head; each process scores its share of the images."""
+    def _validate(self) -> tuple[float, dict[str, float]]:
+        """The validation scores; each process scores its share of the images."""
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         with self.accelerator.autocast():
-            scores = score_heads(self.bare, self.validation,
-                                 range(process, len(self.validation), processes))
-        for score in scores.values():
-            counts = score.counts.to(self.accelerator.device)
-            score.counts = self.accelerator.reduce(counts, "sum").cpu()
-        return {key: score.compute()["iou"]["mean"] for key, score in scores.items()}
+            totals = self.task.totals(self.validation,
+                                      range(process, len(self.validation), processes))
+        if processes > 1:
+            totals = self.accelerator.reduce(totals.to(self.accelerator.device), "sum").cpu()
+        return self.task.scores(totals)
 
     def _progress(self, number: int):
         # tqdm's disable=None: no bar where the output is no terminal.
@@ -292,20 +286,7 @@ def _precision(wanted: str) -> str:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def _check_fit(model: SegmentationModel, images: LabelledImages, name: str) -> None:
-    dims, channels = model.config["dims"], model.config["in_channels"]
-    if images.dims != dims:
-        raise ValueError(f"the {name} images have {images.dims} axes, the model takes {dims}")
-    if images.in_channels not in (1, channels):
-        raise ValueError(f"the {name} images have {images.in_channels} channels, the model takes "
-                         f"{channels}")
-    wanted = model.preprocessing.get("spacing")
-    if images.spacing != wanted:
-        raise ValueError(f"the {name} images are at a spacing of {images.spacing}, the model takes "
-                         f"{wanted}")
-
-
-def _identity(model: SegmentationModel, train: LabelledImages, validation: LabelledImages,
+def _identity(model: nn.Module, train: LabelledImages, validation: LabelledImages,
               settings: Settings) -> dict[str, Any]:
     """All that a run's numbers depend on: a checkpoint is continued only where it is the same."""
     fixed = {key: value for key, value in asdict(settings).items() if key not in MAY_CHANGE}

@@ -70,11 +70,11 @@ def test_a_run_holds_model_numbers_and_pictures(run):
     assert metrics["settings"]["lr"] == 3e-4 and metrics["model"]["in_channels"] == 1
     assert len(metrics["validation"]) == 2
     best = metrics["history"][metrics["best_epoch"] - 1]
-    assert [row["iou"] for row in metrics["depths"]] == pytest.approx(list(best["heads"].values()))
+    assert [row["iou"] for row in metrics["depths"]] == pytest.approx(list(best["scores"].values()))
     table = (run / "depths.md").read_text().splitlines()
     assert [cell.strip() for cell in table[0].split("|")[1:-1]] == [
         "depth", "IoU", "Dice", "parameters", "MACs", "time per image"]
-    assert table[3].split("|")[2].strip() == f"{best['heads']['2']:.4f}"
+    assert table[3].split("|")[2].strip() == f"{best['scores']['2']:.4f}"
     for picture in ("curves.png", "overlay.png"):
         pixels = read_image(run / picture)
         assert pixels.shape[0] > 300 and pixels.std() > 10

@@ -178,6 +178,7 @@ def test_saved_and_loaded(name, tmp_path):
     assert type(loaded) is type(model) and not loaded.training
     written = json.loads((tmp_path / "config.json").read_text())
     assert loaded.config == model.config and written == written | model.config
+    assert loaded.graph.name == "fpnpp"
     x = [image.double() for image in images()]
     with torch.no_grad():
         for ours, theirs in zip(loaded(x), model(x), strict=True):
@@ -237,6 +238,9 @@ HOSTILE = {
     "wider": (edit("pyramid", "out_channels", value=9), "shape"),
     "huge": (edit("pyramid", "out_channels", value=60_000), "shape"),
     "frozen by text": (edit("pyramid", "frozen_batch_norm", value="yes"), "frozen_batch_norm"),
+    "resized by text": (edit("resize", value="no"), "resize must be true or false"),
+    "no facts": (edit("training", value=[1]), "training must be an object"),
+    "scores by depth": (edit("training", value={"metrics": {"2": {"iou": 0.5}}}), "scores by name"),
     "another version": (edit("schema_version", value=99), "schema version 99"),
 }
 
@@ -246,6 +250,16 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("detector")
     small("faster_rcnn").save_pretrained(folder)
     return folder
+
+
+def test_a_config_without_what_need_not_be_there_is_read(saved, tmp_path):
+    config = json.loads((saved / "config.json").read_text())
+    assert config["pyramid"].pop("topology") == "fpnpp"
+    del config["resize"], config["training"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").hardlink_to(saved / "model.safetensors")
+    loaded = nestedseg.from_pretrained(tmp_path)
+    assert loaded.graph.name == "graph" and loaded.config["resize"] is True
 
 
 @pytest.mark.parametrize(("change", "message"), HOSTILE.values(), ids=HOSTILE)

@@ -210,7 +210,7 @@ def test_scores_by_hand():
     scores.update(truth, truth)
     assert scores.compute()["score"] == pytest.approx((1 / 6 + 1) / 2)
     scores.reset()
-    assert scores.images == [] and math.isnan(scores.compute()["iou"])
+    assert not scores.totals.any() and math.isnan(scores.compute()["iou"])
 
 
 def test_images_without_any_instance_have_no_score():

@@ -56,12 +56,12 @@ def test_training_learns_and_keeps_the_best_weights(tmp_path, sides):
     assert [epoch.epoch for epoch in history] == list(range(1, 9))
     assert history[-1].loss < 0.6 * history[0].loss
     best = best_epoch(history)
-    assert best.iou > 0.7 and best.iou == max(epoch.iou for epoch in history)
+    assert best.score > 0.7 and best.score == max(epoch.score for epoch in history)
     saved = nestedseg.from_pretrained(tmp_path / MODEL)
     scores = score_heads(saved, sides[1])
     for depth in (1, 2):
-        assert scores[depth].compute()["iou"]["mean"] == pytest.approx(best.heads[str(depth)])
-    assert best.iou == best.heads["2"]
+        assert scores[depth].compute()["iou"]["mean"] == pytest.approx(best.scores[str(depth)])
+    assert best.score == best.scores["2"]
     assert saved.preprocessing["mean"] == [0.2]
     assert len(lines) == 9 and lines[best.epoch].endswith("*") and "val IoU" in lines[1]
 
@@ -157,7 +157,7 @@ def train_command(folder: Path, run: Path, *options: str) -> list[str]:
 
 def curves(run: Path) -> list[dict]:
     history = json.loads((run / "metrics.json").read_text())["history"]
-    return [{key: epoch[key] for key in ("epoch", "loss", "iou", "heads")} for epoch in history]
+    return [{key: epoch[key] for key in ("epoch", "loss", "score", "scores")} for epoch in history]
 
 
 def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, folder):
@@ -175,7 +175,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, folder):
     assert "2 x cpu" in done.stdout and done.stdout.count("epoch   1/3") == 1
     for alone, together in zip(curves(one), curves(two), strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
-        assert together["iou"] == pytest.approx(alone["iou"], abs=1e-3)
+        assert together["score"] == pytest.approx(alone["score"], abs=1e-3)
 
 
 def test_a_killed_run_resumes_to_the_same_numbers(tmp_path, folder):

@@ -14,7 +14,7 @@ from nestedseg.data.labelled import LabelledImages
 
 FOREGROUND = {2: 0.0, 3: 1 / 3}  # pictures are mostly full of it; a third is nnU-Net's
 CONTRAST = (0.8, 1.25)
-BRIGHTNESS = (-0.25, 0.25)  # in standard deviations of the normalised image
+BRIGHTNESS = (-0.25, 0.25)  # in standard deviations of the prepared image
 
 
 class Patches(Dataset[tuple[Tensor, Tensor]]):
@@ -25,7 +25,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
     come up more often: once for every patch that tiles them.
 
     Args:
-        images: where patches are cut from. One smaller than the patch is reflected at its border.
+        images: where patches are cut from.
         size: of a patch in pixels along each axis, or one number for all.
         prepare: ``prepare(raw, moments=moments)``, a raw ``(*spatial)`` or ``(*spatial, C)`` part
             of an image, and the moments of the whole, to a normalised tensor ``(1, C, *spatial)``.
@@ -34,12 +34,16 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
             as the border lets them; the others lie anywhere. Default: 0 in pictures, 1/3 in
             volumes.
         mirror: also mirrored and turned by quarters, where pixels are as long as they are wide.
+        std: of a prepared image, the unit in which its brightness is changed.
+        reflect: an image smaller than the patch is reflected at its border; else its patches are as
+            small as it is.
     """
 
     def __init__(self, images: LabelledImages, size: int | Sequence[int],
                  prepare: Callable[..., Tensor], seed: int = 0, foreground: float | None = None,
-                 mirror: bool = True):
+                 mirror: bool = True, std: float = 1.0, reflect: bool = True):
         self.images, self.prepare, self.seed, self.mirror = images, prepare, seed, mirror
+        self.std, self.reflect = std, reflect
         self.size = (size,) * images.dims if isinstance(size, int) else tuple(size)
         if len(self.size) != images.dims:
             raise ValueError(f"a patch of these images has {images.dims} axes, got {self.size}")
@@ -63,17 +67,17 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         labels = torch.from_numpy(target.astype(np.int64))
         if self.mirror:
             patch, labels = _mirror(patch, labels, self.images.spacings[index], rng)
-        patch = patch * rng.uniform(*CONTRAST) + rng.uniform(*BRIGHTNESS)
+        patch = patch * rng.uniform(*CONTRAST) + self.std * rng.uniform(*BRIGHTNESS)
         return patch.contiguous(), labels.contiguous()
 
     def _crop(self, image: np.ndarray, target: np.ndarray,
               rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         lack = [max(0, side - length) for side, length in zip(self.size, target.shape)]
-        if any(lack):
+        if any(lack) and self.reflect:
             margin = [(gap // 2, gap - gap // 2) for gap in lack]
             image = np.pad(image, margin + [(0, 0)] * (image.ndim - target.ndim), mode="reflect")
             target = np.pad(target, margin, mode="reflect")
-        room = [length - side for length, side in zip(target.shape, self.size)]
+        room = [max(0, length - side) for length, side in zip(target.shape, self.size)]
         corner = self._around_foreground(target, rng)
         if corner is None:
             corner = [rng.integers(most + 1) for most in room]
