@@ -1,6 +1,8 @@
-"""Time volumes against the 3-D port of segmentation_models.pytorch, which pins an old timm:
+"""Time volumes against the unofficial 3-D port of segmentation_models.pytorch.
 
-    python -m venv ENV                                 # so it has an environment of its own
+The port pins an old timm, so it has an environment of its own:
+
+    python -m venv ENV
     ENV/bin/pip install segmentation-models-pytorch-3d
     python benchmarks/volumes.py --peer-python ENV/bin/python
     python benchmarks/tables.py                        # puts the figures into docs/volumes.md
