@@ -70,7 +70,8 @@ def parse_arguments() -> argparse.Namespace:
                         help="folder for checkpoints, masks and pictures")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--steps", type=int, default=35, help="batches in an epoch")
-    parser.add_argument("--seconds", type=float, default=600, help="of training, at most")
+    parser.add_argument("--seconds", type=float,
+                        help="of training, at most (default: no limit)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--note", default="", help="what a reader of the results should know")
     return parser.parse_args()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 PACKAGES = ("nestedseg", "torch", "timm", "numpy", "monai", "accelerate",
-            "segmentation-models-pytorch")
+            "segmentation-models-pytorch", "segmentation-models-pytorch-3d", "timm-3d")
 
 
 def describe_machine() -> dict[str, Any]:

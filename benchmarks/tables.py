@@ -71,6 +71,31 @@ Dice is that of all test voxels together, the mean of the two parts.
 {"".join(notes)}"""
 
 
+# -- volumes --------------------------------------------------------------------------------------
+
+
+def volumes(data: dict[str, Any]) -> str:
+    table = [("", "ms", "peak memory, MB", "GMAC", "parameters")]
+    fastest = []
+    for task, rivals in data["rows"].items():
+        table += [(f"{task}, {who}", f"{row['milliseconds']:.0f}", f"{row['peak_megabytes']:.0f}",
+                   f"{row['gmacs']:.1f}", f"{row['parameters']:,}")
+                  for who, row in rivals.items()]
+        *_, ratio = _compared({who: row["milliseconds"] for who, row in rivals.items()})
+        fastest.append(f"{ratio} in {task}")
+    machine, port = data["machine"], data["rows"]["inference"]["port"]["versions"]
+    packages = ("segmentation-models-pytorch-3d", "timm-3d", "timm", "torch")
+    return f"""{_table(table)}
+Over {data['encoder']}, {"x".join(map(str, data["volume"]))} voxels; training is forward and \
+backward. The fastest setting of the port over the
+fastest of ours: {", ".join(fastest)}. Memory is what operations write, weights \
+and the volume not counted. {machine['cores']} cores, {machine['cpu']}, under
+a load of {machine['load']}; ours on torch {machine['versions']['torch']} and timm \
+{machine['versions']['timm']}, the port on
+{", ".join(f"{name} {port[name]}" for name in packages)}.
+"""
+
+
 # -- speed ----------------------------------------------------------------------------------------
 
 # What was hoped for: name of a row, the settings of the peer's and of ours of which the fastest
@@ -220,18 +245,22 @@ def _consumers(rows: dict[str, Any]) -> str:
 
 TABLES = {"em_quick": (ROOT / "README.md", em_quick),
           "hippocampus": (ROOT / "docs" / "volumes.md", hippocampus),
-          "speed": (ROOT / "docs" / "performance.md", speed)}
+          "speed": (ROOT / "docs" / "performance.md", speed),
+          "volumes": (ROOT / "docs" / "volumes.md", volumes)}
+
+
+def results_of(name: str) -> Path:
+    return ROOT / "benchmarks" / "results" / f"{name}.json"
 
 
 def fill(name: str) -> tuple[Path, str]:
     """A page, and its text with the table of a result between its two markers."""
     page, render = TABLES[name]
-    data = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
-    return page, insert(page, name, render(data))
+    return page, insert(page, name, render(json.loads(results_of(name).read_text())))
 
 
 def main() -> None:
-    for name in TABLES:
+    for name in filter(lambda name: results_of(name).exists(), TABLES):
         page, text = fill(name)
         if "--check" not in sys.argv:
             page.write_text(text, encoding="utf-8")

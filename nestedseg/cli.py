@@ -160,7 +160,7 @@ def summary(args: argparse.Namespace) -> None:
             raise ValueError(f"{args.model} is a detector, which has no depths to compare")
     else:
         model = nestedseg.create(args.model, classes=args.classes, in_channels=args.in_channels,
-                                 **_model_options(args, args.model))
+                                 **_model_options(args, args.model, args.dims))
     print(model.summary(_one_or_all(args.size)))
 
 
@@ -335,19 +335,20 @@ def _create_for(args: argparse.Namespace, topology: str, images: LabelledImages,
     return model
 
 
-def _model_options(args: argparse.Namespace, topology: str, dims: int = 2) -> dict[str, Any]:
-    return {"encoder": args.encoder, "dims": dims, "depth": args.depth,
-            "encoder_channels": args.widths, "decoder_channels": args.decoder_channels,
+def _model_options(args: argparse.Namespace, topology: str, dims: int) -> dict[str, Any]:
+    encoder = {"encoder": args.encoder, "dims": dims, "encoder_channels": args.widths,
+               "strides": args.strides, "depth_strides": args.depth_strides}
+    return {**encoder, "depth": args.depth, "decoder_channels": args.decoder_channels,
             "upsample": args.upsample,
             "norm": None if args.norm == "none" else args.norm,
-            "deep_supervision": _supervision(topology, args, dims)}
+            "deep_supervision": _supervision(topology, args, Options(**encoder))}
 
 
-def _supervision(topology: str, args: argparse.Namespace, dims: int) -> bool | None:
+def _supervision(topology: str, args: argparse.Namespace, encoder: Options) -> bool | None:
     """On where a named topology offers several heads; a graph of the user's keeps its own."""
     if args.deep_supervision is not None or topology.endswith(".json"):
         return args.deep_supervision
-    levels = describe_encoder(Options(args.encoder, dims=dims, encoder_channels=args.widths)).levels
+    levels = describe_encoder(encoder).levels
     return len(nestedseg.topology(topology, args.depth or len(levels) - 1).heads) > 1 or None
 
 
@@ -468,6 +469,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     group.add_argument("--widths", type=int, nargs="+", metavar="N",
                        default=[32, 64, 128, 256, 512],
                        help="channels of the plain encoder, finest first (default: %(default)s)")
+    group.add_argument("--strides", type=_stride, nargs="+", metavar="N,N,N",
+                       help="of the plain encoder, along each axis from each level to the next, "
+                            "finest first, like 1,2,2 2,2,2 2,2,2 2,2,2 (default: all 2)")
+    group.add_argument("--depth-strides", type=int, nargs="+", metavar="N",
+                       help="of a timm encoder for volumes, along D where it halves H and W, "
+                            "finest first: 1 keeps thick slices, 2 halves (default: all 2)")
     group.add_argument("--decoder-channels", type=int, nargs="+", metavar="N",
                        help="channels of the decoder, finest first")
     group.add_argument("--upsample", default="nearest", choices=UPSAMPLINGS,
@@ -477,6 +484,11 @@ def _add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     group.add_argument("--deep-supervision", action=argparse.BooleanOptionalAction,
                        help="a head at every depth (default: where the topology offers them)")
     return group
+
+
+def _stride(text: str) -> tuple[int, ...]:
+    """One step of --strides: "1,2,2" -> (1, 2, 2)."""
+    return tuple(map(int, text.split(",")))
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
@@ -521,9 +533,11 @@ def _add_summary(parser: argparse.ArgumentParser) -> None:
     group = _add_model_options(parser)
     group.add_argument("--classes", type=int, default=1, metavar="C", help="default: 1")
     group.add_argument("--in-channels", type=int, default=3, metavar="C", help="default: 3")
+    group.add_argument("--dims", type=int, choices=(2, 3), default=2,
+                       help="3: for volumes (default: %(default)s)")
     parser.add_argument("--size", type=int, nargs="+", metavar="N",
-                        help="height and width, or one number for both, for the MACs "
-                             "(default: the encoder's, or 256)")
+                        help="one number for all axes or one for each, for the MACs (default: the "
+                             "encoder's, or 256, or in volumes 64)")
 
 
 def _add_draw(parser: argparse.ArgumentParser) -> None:

@@ -85,14 +85,17 @@ def commits(server):
 # -- what is downloaded ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("topology, encoder", [
-    ("unetpp", "plain"), ("unet_e", "plain"), ("unet_plus", "test_resnet"),
-    *(pytest.param("unetpp", name, marks=pytest.mark.slow) for name in (
+@pytest.mark.parametrize("topology, encoder, options", [
+    ("unetpp", "plain", {}), ("unet_e", "plain", {}), ("unet_plus", "test_resnet", {}),
+    ("unetpp", "test_resnet", {"dims": 3, "depth_strides": (1, 1, 2), "depth": 2}),
+    *(pytest.param("unetpp", name, {}, marks=pytest.mark.slow) for name in (
         "test_efficientnet", "test_vit", "levit_128s", "coat_tiny"))])
-def test_every_depth_comes_back_with_its_own_files_alone(server, tmp_path, topology, encoder):
-    model = make(topology, encoder)
+def test_every_depth_comes_back_with_its_own_files_alone(server, tmp_path, topology, encoder,
+                                                         options):
+    model = make(topology, encoder, **options)
     model.push_to_hub(REPO)
-    x, shards = torch.randn(1, 3, *(model.config["image_size"] or (64, 64))), len(model.depths)
+    size = model.config["image_size"] or (64, 64, 32)[:model.config["dims"]]
+    x, shards = torch.randn(1, 3, *size), len(model.depths)
     names = [f"model-{k:05}-of-{shards:05}.safetensors" for k in range(1, shards + 1)]
     with torch.no_grad():
         heads = model.forward_heads(x)

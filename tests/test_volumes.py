@@ -591,6 +591,31 @@ def test_classes_at_a_common_spacing(tmp_path):
     assert mask.shape == (14, 18, 16) and np.asarray(mask.dataobj).max() <= 2
 
 
+@pytest.mark.parametrize("options, name, value", [
+    (["--strides", "1,2,2"], "strides", [[1, 2, 2]]),
+    (["--encoder", "test_resnet", "--depth", "2", "--depth-strides", "1", "1", "1"],
+     "depth_strides", [1, 1, 1])])
+def test_thick_slices_are_not_made_fewer(tmp_path, options, name, value):
+    folder = write_balls(tmp_path, count=2, shape=(20, 18, 5), affine=np.diag([1.0, 1, 6, 1]))
+    assert train(folder, tmp_path / "run", "--epochs", "1", "--patch", "5", "16", "16",
+                 *options) == 0
+    model = nestedseg.from_pretrained(tmp_path / "run/model")
+    assert model.config[name] == value and model.depths[0] == 1
+    assert {level.stride[0] for level in model.encoder.levels} == {1}
+    assert model.config["pad_multiple"][0] == 1 < model.config["pad_multiple"][1]
+    assert main(["predict", str(tmp_path / "run/model"), str(folder / "images/1.nii.gz"), "--out",
+                 str(tmp_path / "out")]) == 0
+    assert nib.load(tmp_path / "out/masks/1.nii.gz").shape == (20, 18, 5)
+
+
+def test_the_summary_of_a_model_for_volumes(capsys):
+    assert main(["summary", "unetpp", "--encoder", "test_resnet", "--dims", "3", "--in-channels",
+                 "1", "--depth", "2", "--depth-strides", "1", "--size", "8", "32", "48"]) == 0
+    model = nestedseg.create("unetpp", "test_resnet", dims=3, in_channels=1, depth=2,
+                             depth_strides=[1], deep_supervision=True)
+    assert capsys.readouterr().out.strip() == str(model.summary((8, 32, 48)))
+
+
 def test_mistakes_are_one_line_before_training(run, tmp_path, capsys):
     def error(*argv):
         assert main([str(arg) for arg in argv]) == 2
@@ -612,11 +637,18 @@ def test_mistakes_are_one_line_before_training(run, tmp_path, capsys):
     assert "a patch of these images has 3 axes, got (8, 8)" in error(*data, "--patch", 8, 8)
     assert "a fraction in [0, 1], got 2.0" in error(*data, "--foreground", 2)
     assert "patch must be at least 1" in error(*data, "--patch", 8, 0, 8)
+    line = error(*data, "--encoder", "test_vit")
+    assert "encoder 'test_vit' cannot be made volumetric: the model itself (VisionTrans" in line
+    assert "5 encoder_channels need 4 strides" in error(*data, "--strides", "1,2,2")
+    assert "depth_strides are for timm" in error(*data, "--depth-strides", 1)
     assert not (tmp_path / "r").exists()
     nan = folder / "nan.nii"
     write(nan, with_value(np.nan)[0])
     assert "nan.nii holds NaN" in error("predict", run / "model", nan, "--out", tmp_path / "p")
-    assert not list((tmp_path / "p/masks").glob("*nan*"))
+    two = write(folder / "two.nii", good((4, 5, 6, 2))[0])
+    line = error("predict", run / "model", two, "--out", tmp_path / "p")
+    assert "two.nii: expected an image (D, H, W) or (D, H, W, 1), got (6, 5, 4, 2)" in line
+    assert not list((tmp_path / "p/masks").glob("*.nii"))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real volumes in {REAL}")

@@ -290,11 +290,16 @@ def test_a_module_that_forgets_the_depth_is_named():
 def test_shapes_are_unpacked_with_a_depth():
     def groups(x):
         B, C, H, W = x.shape
+        # H and W stay beside each other
         return x.reshape(B, 2, C // 2, H, W).sum(1) * (H * W)
 
     def windows(x):
         B, C, H, W = x.shape
         return x.view(B, C, H // 2, 2, W)
+
+    def merged(x):
+        B, C, H, W = x.shape
+        return x.view(B, C * H, W)
 
     def last(x):
         b, h, w, c = x.size()
@@ -303,7 +308,7 @@ def test_shapes_are_unpacked_with_a_depth():
     x = randn(2, 4, 3, 6, 8)
     assert torch.equal(with_depth(groups)(x), x.view(2, 2, 2, 3, 6, 8).sum(1) * 144)
     assert torch.equal(with_depth(last)(x), x.view(2, 4, 3, 6, 2, 4))
-    for function in (windows, torch.relu, test_depth_is_padded_as_height_is):
+    for function in (windows, merged, torch.relu, test_depth_is_padded_as_height_is):
         assert with_depth(function) is function
 
 
@@ -413,9 +418,10 @@ def volume(model, *size):
     return torch.randn(2, model.config["in_channels"], *size, dtype=next(model.parameters()).dtype)
 
 
-@pytest.mark.parametrize("encoder", KINDS)
+@pytest.mark.parametrize("encoder", [
+    *KINDS, *(pytest.param(name, marks=pytest.mark.slow) for name in ISSUE)])
 def test_it_trains_prunes_fuses_and_is_saved(encoder, tmp_path):
-    model = make(encoder, **KINDS[encoder])
+    model = make(encoder, **KINDS.get(encoder, {}))
     x = volume(model, 5, 20, 30)
     sum(y.square().mean() for y in model(x)).backward()
     assert [name for name, p in model.named_parameters()
@@ -480,8 +486,10 @@ def test_checkpointing_gives_the_same_gradients(encoder):
         torch.testing.assert_close(again, before, rtol=1e-8, atol=1e-12)
 
 
-def test_it_compiles_and_exports_in_one_piece():
-    model = make("test_efficientnet", deep_supervision=False, depth=1).eval()
+@pytest.mark.parametrize("encoder", [
+    "test_efficientnet", pytest.param("skresnet18", marks=pytest.mark.slow)])
+def test_it_compiles_and_exports_in_one_piece(encoder):
+    model = make(encoder, deep_supervision=False, depth=1).eval()
     x = volume(model, 8, 32, 32)
     with torch.no_grad():
         expected = model(x)

@@ -175,6 +175,8 @@ def build(options: Options, weights: str | Path | bool | None, description: Desc
     arguments = dict(trial.arguments) | {"in_chans": trial.in_channels}
     model = load_model(options.encoder, weights, arguments)
     if options.dims == 3:
+        # cut first: the head of a VGG alone would inflate to 2.9 GB
+        model.prune_intermediate_layers([tap.index for tap in taps[:count]])
         plan(options.encoder, trial, options.depth_strides).apply(model, bool(weights))
     return TimmEncoder(options.encoder, model, options.in_channels, trial, taps[:count],
                        description.levels[:count], description.smallest)

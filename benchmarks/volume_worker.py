@@ -1,0 +1,95 @@
+"""A 3-D model in a process of its own, which volumes.py starts: volume_worker.py WHO TASK SIDE
+
+It says what it has, in a line of JSON, and then runs the task once for each line that it gets. What
+SMP's port needs is all that its environment must hold.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from machine import describe_machine
+from memory import peak_bytes
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+ENCODER = "resnet18"
+
+
+def main() -> None:
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
+    who, task, side = sys.argv[1:]
+    torch.manual_seed(0)
+    model, x = prepare(who, torch.randn(1, 1, *[int(side)] * 3))
+    run = TASKS[task](model, x)
+    print(json.dumps(facts(model, x, run)), file=answers, flush=True)
+    for _ in sys.stdin:
+        run()
+        print(file=answers, flush=True)
+
+
+def prepare(who: str, x: Tensor) -> tuple[nn.Module, Tensor]:
+    """The model and the volume, in the setting that is asked for."""
+    library, _, setting = who.partition(" ")
+    model = MODELS[library]().eval()
+    if setting == "fused":
+        return model.fuse(), x
+    if setting == "channels_last":
+        return (model.to(memory_format=torch.channels_last_3d),
+                x.contiguous(memory_format=torch.channels_last_3d))
+    return model, x
+
+
+def port() -> nn.Module:
+    import segmentation_models_pytorch_3d as smp
+    return smp.UnetPlusPlus(ENCODER, encoder_weights=None, in_channels=1)
+
+
+def ours() -> nn.Module:
+    """The topology and widths that the UNet++ of SMP, and so its port, has by default."""
+    from peers import smp_pair
+
+    import nestedseg
+    _, flat = smp_pair(ENCODER)
+    same = {key: flat.config[key] for key in ("decoder_channels", "upsample", "head_kernel")}
+    return nestedseg.create(flat.graph, ENCODER, dims=3, in_channels=1, **same)
+
+
+def inference(model: nn.Module, x: Tensor) -> Callable[[], None]:
+    @torch.no_grad()
+    def run() -> None:
+        model(x)
+    return run
+
+
+def training(model: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Forward and backward."""
+    model.train()
+
+    def run() -> None:
+        model.zero_grad()
+        model(x).square().mean().backward()
+    return run
+
+
+MODELS = {"port": port, "ours": ours}
+TASKS = {"inference": inference, "training": training}
+
+
+def facts(model: nn.Module, x: Tensor, run: Callable[[], None]) -> dict[str, Any]:
+    """Parameters, multiply-accumulates of a forward pass, the task's peak memory, versions."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    known = [x, *model.parameters(), *model.buffers()]
+    return {"parameters": sum(p.numel() for p in model.parameters()),
+            "gmacs": round(counter.get_total_flops() / 2e9, 2),
+            "peak_megabytes": round(peak_bytes(run, known) / 1e6, 1),
+            "versions": describe_machine()["versions"]}
+
+
+if __name__ == "__main__":
+    main()
