@@ -54,10 +54,12 @@ def write(model: SegmentationModel, path: Path, format: str, depth: int | None, 
 
 
 def check_format(format: str, path: Path) -> None:
-    """Refuses an unknown format, a file that is not named like it, and a missing extra."""
+    """Refuses an unknown format, a file that is not named like it, and what is not installed."""
     suffix = SUFFIXES[choose("format", format, SUFFIXES)]
     if path.suffix != suffix:
         raise ValueError(f"a file of the format {format!r} ends in {suffix}, got {str(path)!r}")
+    if not hasattr(torch.compiler, "is_exporting"):  # with it came traces for all sizes
+        raise ImportError(f"export needs torch 2.7 or later, got {torch.__version__}")
     if format == "onnx":
         for module in ("onnx", "onnxscript"):
             require(module, "export")
@@ -73,7 +75,7 @@ def choose_axes(model: SegmentationModel, dynamic: Sequence[str] | None) -> dict
     spatial = ("depth", "height", "width")[-dims:]
     places = {"batch": 0} | {name: place for place, name in enumerate(spatial, start=2)}
     if dynamic is None:
-        dynamic = ["batch"] if fixed else places
+        dynamic = ["batch"] if fixed else list(places)
     for name in dynamic:
         choose("dynamic axis", name, places)
         if fixed and name in spatial:

@@ -308,7 +308,7 @@ class SegmentationModel(nn.Module):
         probabilities: bool = False,
         half: bool = False,
     ) -> None:
-        """Writes the model as one file that runs without this library, on other devices too.
+        """Writes the model as one file that runs without this library.
 
         It takes float32 ``image`` ``(N, in_channels, *spatial)``, padded inside to what the encoder
         divides, and gives float32 ``logits`` or ``probabilities`` of its size. What is written is

@@ -129,7 +129,8 @@ def test_compiled_at_most_twice_for_all_batches(topology, encoder, form):
 
 
 def test_the_file_says_what_it_takes_and_gives(tmp_path):
-    model, path = make("unet", depth=1, class_names=("sky", "cell", "rim")), tmp_path / "a" / "b.onnx"
+    model = make("unet", depth=1, class_names=("sky", "cell", "rim"))
+    path = tmp_path / "new" / "model.onnx"
     model.set_preprocessing(mean=[0.1, 0.2, 0.3])
     model.export(path, probabilities=True, half=True)
     session = open_onnx(path)
@@ -189,7 +190,7 @@ def test_an_encoder_of_one_size_keeps_it(tmp_path):
 def test_an_encoder_that_asks_for_the_size_is_refused(tmp_path):
     model = make("unet", depth=1)
     model.encoder.register_forward_hook(
-        lambda encoder, args, features: [f + (f.shape[-1] > 7) for f in features])
+        lambda encoder, args, maps: [y + 1 if y.shape[-1] > 7 else y for y in maps])
     with pytest.raises(ValueError, match=r"'plain' cannot be traced .* is another one"):
         model.export(tmp_path / "model.pt2", "torch")
     assert not any(tmp_path.iterdir())
