@@ -32,6 +32,7 @@ from nestedseg.data import (
 )
 from nestedseg.data.files import split_name
 from nestedseg.encoders import Options, describe_encoder
+from nestedseg.export import SUFFIXES
 from nestedseg.extras import require
 from nestedseg.inference import OVERLAP, WINDOW, predict_image, predict_volume, to_mask
 from nestedseg.instance_inference import SCORE, check_finds_instances, predict_instances
@@ -59,6 +60,7 @@ examples:
   nestedseg train --task instance --encoder resnet18 --images ... --labels ... --out cells
   nestedseg predict cells/model images --out found
   nestedseg prune run/model --depth 2 --out small
+  nestedseg export run/model --depth 2 --out model.onnx
   nestedseg publish run --repo user/name --license mit
   nestedseg predict user/name images --out masks
   nestedseg summary unetpp --encoder resnet18
@@ -139,6 +141,14 @@ def prune(args: argparse.Namespace) -> None:
     model.save_pretrained(args.out)
     print(f"depth {args.depth}, {sum(p.numel() for p in model.parameters()):,} parameters, "
           f"is in {args.out}")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write an ONNX file or, where --out ends in .pt2, a program of torch.export."""
+    model = nestedseg.from_pretrained(args.model, args.depth)
+    model.export(args.out, "torch" if args.out.suffix == SUFFIXES["torch"] else "onnx", None,
+                 args.ensemble, args.dynamic, args.probabilities, args.half)
+    print(f"{args.out} has {args.out.stat().st_size:,} bytes")
 
 
 def publish(args: argparse.Namespace) -> None:
@@ -373,6 +383,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(command("train", train))
     _add_predict(command("predict", predict))
     _add_prune(command("prune", prune))
+    _add_export(command("export", export))
     _add_publish(command("publish", publish))
     _add_summary(command("summary", summary))
     _add_draw(command("draw", draw))
@@ -516,6 +527,19 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--depth", type=int, required=True, metavar="D", help="depth to keep")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".onnx or .pt2")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--depth", type=int, metavar="D", help="prune to this depth first")
+    output.add_argument("--ensemble", action="store_true", help="the mean of all depths")
+    parser.add_argument("--dynamic", nargs="*", metavar="AXIS",
+                        help="which of batch, depth, height and width may have any length "
+                             "(default: all, but for an encoder that is built for one size)")
+    parser.add_argument("--probabilities", action="store_true", help="instead of logits")
+    parser.add_argument("--half", action="store_true", help="compute in float16")
 
 
 def _add_publish(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nestedseg import shards
+from nestedseg import export, shards
 from nestedseg.compiler import Decoder, build_decoder, infer_levels
 from nestedseg.config import Config, check_output
 from nestedseg.encoders import Description, Options, build_encoder, describe_encoder
@@ -298,6 +298,41 @@ class SegmentationModel(nn.Module):
         """
         return summarise(self, size)
 
+    def export(
+        self,
+        path: str | Path,
+        format: str = "onnx",
+        depth: int | None = None,
+        ensemble: bool = False,
+        dynamic: Sequence[str] | None = None,
+        probabilities: bool = False,
+        half: bool = False,
+    ) -> None:
+        """Writes the model as one file that runs without this library.
+
+        It takes float32 ``image`` ``(N, in_channels, *spatial)``, padded inside to what the encoder
+        divides, and gives float32 ``logits`` or ``probabilities`` of its size. What is written is
+        the fused form (see `fuse`) in eval mode, of the head that is asked for. The file says how
+        the image must be scaled, and what the classes are called. It appears when it is complete.
+
+        Args:
+            path: ends in .onnx or .pt2, as the format is.
+            format: "onnx", or "torch", a program for `torch.export.load`.
+            depth: which head's; default: what `output` says.
+            ensemble: the mean of all heads instead.
+            dynamic: which axes may have any length: "batch", "height", "width", and "depth" in
+                3-D. Default: all; "batch" alone where the encoder is built for one size. The others
+                keep one image, of ``preprocessing["size"]``, else of 256 (2-D) or 64 (3-D).
+            probabilities: a softmax or sigmoid after the logits.
+            half: weights and arithmetic in float16.
+
+        Raises:
+            ValueError: an unknown name, or what a file of this format cannot be.
+            GraphError: there is no head at this depth.
+            ImportError: the extra "export" is not installed.
+        """
+        export.write(self, Path(path), format, depth, ensemble, dynamic, probabilities, half)
+
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes ``config.json`` and the weights, which `from_pretrained` reads.
 
@@ -548,17 +583,19 @@ def resize_all(logits: Sequence[Tensor], strides: Sequence[tuple[int, ...]]) -> 
 
 def pad(x: Tensor, multiple: Sequence[int], smallest: Sequence[int]) -> Tensor:
     """Pads at the far end of each axis, repeating the border, to what the encoder divides."""
-    sizes = [math.ceil(max(n, least) / m) * m
+    sizes = [(torch.sym_max(n, least) + m - 1) // m * m
              for n, least, m in zip(x.shape[2:], smallest, multiple)]
     missing = [target - n for target, n in zip(sizes, x.shape[2:])]
-    if not any(missing):
+    if not any(isinstance(n, torch.SymInt) or n for n in missing):  # a SymInt may be 0 or not
         return x
     return F.pad(x, [side for n in reversed(missing) for side in (0, n)], mode="replicate")
 
 
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     """The first ``size`` pixels along each spatial axis."""
-    return x[(..., *(slice(n) for n in size))]
+    for axis, n in enumerate(size, start=2):
+        x = x.narrow(axis, 0, n)
+    return x
 
 
 def choose_depth(scores: Mapping[int, float], tolerance: float = 0.0) -> int:

@@ -74,6 +74,18 @@ def replace_files(directory: Path, writers: Mapping[str, Writer]) -> None:
     finish(directory)
 
 
+@contextmanager
+def drafted(path: Path) -> Iterator[Path]:
+    """Where to write a file that is to take the place of ``path``, once it is complete."""
+    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield draft
+        _to_disk(draft)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def finish(directory: Path) -> None:
     """Moves committed files into place, where a save was killed before it had.
 

@@ -46,20 +46,26 @@ class Summary:
 
 def summarise(model: nn.Module, size: int | Sequence[int] | None) -> Summary:
     """See `SegmentationModel.summary`."""
-    config = model.config
-    dims = config["dims"]
-    if size is None:
-        size = model.preprocessing["size"] or (256 if dims == 2 else 64)
-    size = wholes("size", (size,) * dims if isinstance(size, int) else size, 1, MAX_SIDE)
-    if len(size) != dims:
-        raise ValueError(f"size needs {dims} numbers for a {dims}-D model, got {size}")
+    size = image_size(model, size)
     rows = []
     for depth in model.depths:
         small = model.prune(depth).eval()
         stride = small.decoder.strides[small.graph.heads[0]]
         parameters = sum(p.numel() for p in small.parameters())
-        rows.append(Row(depth, parameters, count_macs(small, config["in_channels"], size), stride))
+        macs = count_macs(small, model.config["in_channels"], size)
+        rows.append(Row(depth, parameters, macs, stride))
     return Summary(size, tuple(rows))
+
+
+def image_size(model: nn.Module, size: int | Sequence[int] | None = None) -> tuple[int, ...]:
+    """One side an axis: ``size``, else that of the preprocessing, else 256 (2-D) or 64 (3-D)."""
+    dims = model.config["dims"]
+    if size is None:
+        size = model.preprocessing["size"] or (256 if dims == 2 else 64)
+    size = wholes("size", (size,) * dims if isinstance(size, int) else size, 1, MAX_SIDE)
+    if len(size) != dims:
+        raise ValueError(f"size needs {dims} numbers for a {dims}-D model, got {size}")
+    return size
 
 
 @torch.no_grad()

@@ -169,6 +169,18 @@ def test_prune_writes_the_smaller_model(run, tmp_path, capsys):
     assert f"{sum(p.numel() for p in small.parameters()):,}" in capsys.readouterr().out
 
 
+def test_export_writes_one_depth_by_the_files_suffix(run, tmp_path, capsys):
+    out = tmp_path / "model.pt2"
+    assert main(["export", str(run / "model"), "--depth", "1", "--probabilities", "--out",
+                 str(out)]) == 0
+    assert f"{out} has {out.stat().st_size:,} bytes" in capsys.readouterr().out
+    model, x = nestedseg.from_pretrained(run / "model", depth=1), torch.rand(3, 1, 33, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.load(out).module()(x), model.predict(x))
+    assert "ends in .onnx, got 'model.pt'" in error(capsys, "export", run / "model", "--out",
+                                                   "model.pt")
+
+
 def test_summary_of_a_saved_model_and_of_a_name(run, capsys):
     assert main(["summary", str(run / "model"), "--size", "64"]) == 0
     saved = capsys.readouterr().out
@@ -217,8 +229,8 @@ def test_lists(capsys):
 def test_help_names_every_command():
     done = subprocess.run([sys.executable, "-m", "nestedseg", "--help"], text=True, check=True,
                           stdout=subprocess.PIPE)
-    for command in ("train", "predict", "prune", "publish", "summary", "draw", "list",
-                    "demo"):
+    for command in ("train", "predict", "prune", "export", "publish", "summary", "draw",
+                    "list", "demo"):
         assert f"\n    {command} " in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
 
