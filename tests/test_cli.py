@@ -129,7 +129,7 @@ def test_ctrl_c_tells_how_to_go_on(folder, tmp_path, capsys, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nestedseg.cli.fit", interrupt)
+    monkeypatch.setattr("nestedseg.cli.train.fit", interrupt)
     assert train(folder, tmp_path, "--binary") == 130
     assert "the same command with --resume" in capsys.readouterr().err
 

@@ -51,7 +51,7 @@ def run(folder):
                      "--patch", 64, "--anchor-scale", 2, "--val-images", folder / "images",
                      "--val-labels", folder / "labels")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nestedseg.cli_instances.DETECTIONS", 5)  # their masks take their time
+        patch.setattr("nestedseg.cli.instances.DETECTIONS", 5)  # their masks take their time
         assert main([*map(str, argv)]) == 0
     return folder / "run"
 
@@ -110,7 +110,7 @@ def test_a_semantic_model_gives_the_parts_of_its_mask(folder, tmp_path, capsys, 
         most = max(most, int(expected.max()))
     assert most > 1
     assert "--score is for detectors" in error(capsys, *argv, "--score", 0.5)
-    monkeypatch.setattr("nestedseg.cli.MAX_INSTANCES", most - 1)
+    monkeypatch.setattr("nestedseg.cli.predict.MAX_INSTANCES", most - 1)
     assert re.search(rf"\d\.png: {most} instances are found; a 16-bit PNG",
                      error(capsys, *argv, "--instances"))
     nestedseg.create("unet", encoder_channels=(4, 8), in_channels=1,

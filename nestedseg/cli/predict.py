@@ -1,0 +1,123 @@
+"""``nestedseg predict``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+import nestedseg
+from nestedseg.cli.arguments import MODEL_HELP, device, one_or_all
+from nestedseg.data import list_images, new_mask, open_volume, read_image, spatial_axes
+from nestedseg.data.files import split_name
+from nestedseg.extras import require
+from nestedseg.inference import OVERLAP, WINDOW, predict_image, predict_volume, to_mask
+from nestedseg.instance_inference import SCORE, check_finds_instances, predict_instances
+from nestedseg.model import SegmentationModel
+from nestedseg.pictures import paint_classes, paint_instances, to_rgb
+from nestedseg.slices import Case, draw_slices
+
+MAX_INSTANCES = 65_535  # in a map of 16 bit
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Write a mask, or an instance map, and an overlay for each image."""
+    paths = list_images(args.images) if args.images.is_dir() else [args.images]
+    model = nestedseg.from_pretrained(args.model, args.depth).to(device())
+    dims, wanted = spatial_axes(paths), model.config.get("dims", 2)
+    if dims != wanted:
+        raise ValueError(f"{paths[0]} has {dims} axes in space, the model takes {wanted}")
+    kind, write = _choose_output(args, model, dims)
+    results, overlays = args.out / kind, args.out / "overlays"
+    for folder in (results, overlays):
+        folder.mkdir(parents=True, exist_ok=True)
+    for path in require("tqdm").tqdm(paths, unit="image", disable=None):
+        write(args, model, path, results, overlays)
+    print(f"{len(paths)} images: {kind} are in {results}, overlays in {overlays}")
+
+
+def _choose_output(args: argparse.Namespace, model: nn.Module,
+                   dims: int) -> tuple[str, Callable[..., None]]:
+    """What `predict` writes, as its folder is called, and the function that does."""
+    semantic = isinstance(model, SegmentationModel)
+    if semantic and args.score is not None:
+        raise ValueError("--score is for detectors; the model is none")
+    if semantic and not args.instances:
+        return "masks", {2: _predict_picture, 3: _predict_volume}[dims]
+    check_finds_instances(model)
+    return "instances", _predict_instances
+
+
+def _predict_picture(args: argparse.Namespace, model: SegmentationModel, path: Path, masks: Path,
+                     overlays: Path) -> None:
+    image = read_image(path)
+    with _naming(path):
+        scores = predict_image(model, image, one_or_all(args.window), args.overlap)
+        mask = to_mask(scores, model.task)
+    _write_png(masks / f"{path.stem}.png", 255 * mask if model.task == "binary" else mask)
+    _write_png(overlays / f"{path.stem}.png", paint_classes(to_rgb(image), mask))
+
+
+def _predict_volume(args: argparse.Namespace, model: SegmentationModel, path: Path, masks: Path,
+                    overlays: Path) -> None:
+    volume = open_volume(path)
+    slabs = predict_volume(model, volume, one_or_all(args.window), args.overlap)
+    progress = require("tqdm").tqdm(total=volume.shape[0], desc=path.name, unit="plane",
+                                    leave=False, disable=None)
+    with _naming(path), progress, new_mask(masks / path.name, volume) as mask:
+        for planes, scores in slabs:
+            mask[planes] = to_mask(scores, model.task)
+            progress.update(planes.stop - planes.start)
+        case = Case(path.name, volume, {"prediction": mask})
+        draw_slices([case], overlays / f"{split_name(path)[0]}.png")
+
+
+def _predict_instances(args: argparse.Namespace, model: nn.Module, path: Path, maps: Path,
+                       overlays: Path) -> None:
+    image = read_image(path)
+    with _naming(path):
+        found = predict_instances(model, image, SCORE if args.score is None else args.score,
+                                  one_or_all(args.window), args.overlap)
+        if found.max(initial=0) > MAX_INSTANCES:
+            raise ValueError(f"{found.max()} instances are found; a 16-bit PNG holds "
+                             f"{MAX_INSTANCES} at most")
+    _write_png(maps / f"{path.stem}.png", found.astype(np.uint16))
+    _write_png(overlays / f"{path.stem}.png", paint_instances(to_rgb(image), found))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors within it name the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    require("PIL.Image").fromarray(pixels).save(path)
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("images", type=Path, metavar="IMAGE_OR_DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+                        help="gets masks/ (class indices; one class: 0 and 255, in volumes 0 and "
+                             "1, on the grid of the image) or instances/ (their numbers, 16 bit), "
+                             "and overlays/")
+    parser.add_argument("--instances", action="store_true",
+                        help="write the connected parts of a binary model's mask as instances; "
+                             "detectors always write instances")
+    parser.add_argument("--score", type=float, metavar="F",
+                        help="of detectors: leave out instances with a lower score (default: "
+                             f"{SCORE})")
+    parser.add_argument("--depth", type=int, metavar="D", help="prune to this depth first")
+    parser.add_argument("--window", type=int, nargs="+", metavar="N",
+                        help="larger images go in windows of so many pixels, one number or one for "
+                             f"each axis (default: {WINDOW[2]}, in volumes {WINDOW[3]})")
+    parser.add_argument("--overlap", type=float, default=OVERLAP, metavar="F",
+                        help="of neighbouring windows (default: %(default)s)")
