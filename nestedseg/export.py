@@ -54,12 +54,10 @@ def write(model: SegmentationModel, path: Path, format: str, depth: int | None, 
 
 
 def check_format(format: str, path: Path) -> None:
-    """Refuses an unknown format, a file that is not named like it, and what is not installed."""
+    """Refuses an unknown format, a file that is not named like it, and a missing extra."""
     suffix = SUFFIXES[choose("format", format, SUFFIXES)]
     if path.suffix != suffix:
         raise ValueError(f"a file of the format {format!r} ends in {suffix}, got {str(path)!r}")
-    if not hasattr(torch.compiler, "is_exporting"):  # with it came traces for all sizes
-        raise ImportError(f"export needs torch 2.7 or later, got {torch.__version__}")
     if format == "onnx":
         for module in ("onnx", "onnxscript"):
             require(module, "export")
