@@ -248,7 +248,7 @@ def test_a_plan_leaves_one_file_for_each_trial(done):
     files = sorted(path.name for path in (done / "out").glob("*.json"))
     assert files == sorted(f"{each.name}.json" for each in DONE)
     found = json.loads((done / "out" / "nuclei.unetpp-ds.0.json").read_text())
-    assert len(found["curves"]) == 2 and set(found["curves"][0]["heads"]) == {"1", "2", "3", "4",
+    assert len(found["curves"]) == 2 and set(found["curves"][0]["scores"]) == {"1", "2", "3", "4",
                                                                               "ensemble"}
     assert found["split"] == {"training": 5, "validation": 2, "test": 3}
     assert {head: len(counts) for head, counts in found["test"]["counts"].items()} == {

@@ -144,7 +144,7 @@ def curves(axes: Any, results: Results, data: str) -> None:
         if not trials:
             continue
         length = min(len(trial["curves"]) for trial in trials)
-        ious = PERCENT * np.array([[epoch["iou"] for epoch in trial["curves"][:length]]
+        ious = PERCENT * np.array([[epoch["score"] for epoch in trial["curves"][:length]]
                                    for trial in trials])
         colour, marker, line = STYLES[architecture]
         epochs, mean, sd = np.arange(1, length + 1), ious.mean(0), ious.std(0)

@@ -43,7 +43,7 @@ def best_trial(results: Results, data: str) -> dict[str, Any] | None:
     if not rows:
         return None
     best = max(rows, key=lambda row: statistics.mean(results.scores(row)))
-    return max(results.of(best), key=lambda trial: max(e["iou"] for e in trial["curves"]))
+    return max(results.of(best), key=lambda trial: max(e["score"] for e in trial["curves"]))
 
 
 def write_card(run: Path, trial: dict[str, Any], data: Path, repo: str) -> None:
