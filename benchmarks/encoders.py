@@ -26,6 +26,7 @@ import encoders_3d
 import timm
 import torch
 from machine import describe_machine
+from pages import insert
 from tqdm import tqdm
 
 import nestedseg
@@ -318,12 +319,8 @@ def page_3d(results: dict[str, Any]) -> list[str]:
 
 def fill_page(name: str, parts: list[str]) -> None:
     """Puts them between the page's markers of this name."""
-    block = "\n\n".join(filter(None, [f"<!-- {name} -->", *parts, f"<!-- /{name} -->"]))
-    text, found = re.subn(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block,
-                          PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    if found != 1:
-        raise SystemExit(f"{PAGE} must hold the table's markers once, not {found} times")
-    PAGE.write_text(text, encoding="utf-8")
+    block = "\n" + "\n\n".join(filter(None, parts)) + "\n\n"
+    PAGE.write_text(insert(PAGE, name, block), encoding="utf-8")
 
 
 def table(models: dict[str, Record]) -> str:
