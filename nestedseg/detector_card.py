@@ -35,14 +35,7 @@ KINDS = {"mask_rcnn": ("Mask R-CNN", "image-segmentation"),
 def detector_card(model: Detector, repo_id: str, config: Mapping[str, Any],
                   license: str | None = None,
                   pictures: Mapping[str, str] | None = None) -> huggingface_hub.ModelCard:
-    """The card: front matter that the Hub reads, and text that people read.
-
-    Args:
-        repo_id: where it will be, ``"user/name"``.
-        config: the model's, with what is said of its training.
-        license: as the Hub names it, say ``"mit"``.
-        pictures: files in the repo, by what they show.
-    """
+    """The card of a detector; the arguments are those of `nestedseg.card.model_card`."""
     training = config["training"] or {}
     scores, dataset = training.get("metrics", {}), training.get("dataset")
     _, pipeline = KINDS[config["detector"]]
