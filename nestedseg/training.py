@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.utils import distribute_bn
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -198,6 +199,10 @@ class _Trainer:
         self.model.train()
         self.loader.set_epoch(number)
         losses = [self._step(*batch) for batch in self._progress(number)]
+        if self.accelerator.num_processes > 1:
+            # The processes saw other batches. With one mean of their running moments, all score
+            # the model that one of them saves.
+            distribute_bn(self.bare, self.accelerator.num_processes, reduce=True)
         mean = torch.stack(losses).mean()
         return self.accelerator.reduce(mean, "mean").item()
 

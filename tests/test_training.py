@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -160,19 +159,13 @@ def curves(run: Path) -> list[dict]:
     return [{key: epoch[key] for key in ("epoch", "loss", "score", "scores")} for epoch in history]
 
 
-def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, folder):
+def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, folder, in_two_processes):
     options = ("--norm", "none", "--epochs", "3")
     one, two = tmp_path / "one", tmp_path / "two"
     subprocess.run([sys.executable, *train_command(folder, one, *options, "--batch", "4")],
                    check=True, timeout=120)
-    # On CPUs accelerate launches two processes as it does on two GPUs; they talk through gloo.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines",
-              "1", "--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no",
-              "--main_process_port", "0"]
-    done = subprocess.run([*launch, *train_command(folder, two, *options, "--batch", "2")],
-                          check=True, timeout=120, text=True, stdout=subprocess.PIPE,
-                          env=os.environ | {"ACCELERATE_USE_CPU": "true"})
-    assert "2 x cpu" in done.stdout and done.stdout.count("epoch   1/3") == 1
+    printed = in_two_processes(*train_command(folder, two, *options, "--batch", "2"))
+    assert "2 x cpu" in printed and printed.count("epoch   1/3") == 1
     for alone, together in zip(curves(one), curves(two), strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
         assert together["score"] == pytest.approx(alone["score"], abs=1e-3)
