@@ -34,18 +34,19 @@ STAGES = (Settings(epochs=2, steps=40, batch=2, patch=128, lr=5e-4),
 
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
-    draw_topologies()
+    for name, svg in topologies().items():
+        (IMAGES / f"{name}.svg").write_text(svg, encoding="utf-8")
     if "--instances" in sys.argv[1:]:
         draw_instances()
 
 
-def draw_topologies() -> None:
+def topologies() -> dict[str, str]:
+    """SVG by the name of its file."""
     pictures = {name: nestedseg.topology(name, 4).to_svg()
                 for name in ("unet", "unet_e", "unet_plus", "unetpp")}
     pictures["pruned"] = nestedseg.topology("unetpp", 4).to_svg(keep=2)
     pictures["own"] = nestedseg.Graph.from_dict(OWN).to_svg()
-    for name, svg in pictures.items():
-        (IMAGES / f"{name}.svg").write_text(svg, encoding="utf-8")
+    return pictures
 
 
 def draw_instances() -> None:

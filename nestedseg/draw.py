@@ -16,8 +16,8 @@ RADIUS = 24
 STEP_X, STEP_Y = 62, 92  # between neighbours on a diagonal
 MARGIN = 44
 BEND = 2.6  # of edges over several rows, in radii
-LABEL = 22  # room for the last head's
-ARC = 26  # how much higher a skip rises for each column that it passes over
+LABEL = 30  # room for the last head's
+ARC = 22  # how much higher a skip rises for each column that it passes over
 
 STYLE = """
   .bg { fill: #ffffff } .edge { stroke: #57606a; fill: none; stroke-width: 1.6 }
@@ -25,9 +25,9 @@ STYLE = """
   .encoder { fill: #dbe4ee; stroke: #57606a } .decoder { fill: #d5efdc; stroke: #2d7d46 }
   .node { stroke-width: 1.6 } .head { stroke-width: 3.6 }
   .tip { fill: #57606a } .skiptip { fill: #0969da }
-  text { font: italic 16px Georgia, 'Times New Roman', serif; fill: #1f2328; text-anchor: middle }
-  text .up { font-size: 10.5px; font-style: normal }
-  .label { font: 12px system-ui, sans-serif; fill: #2d7d46; text-anchor: start;
+  text { font: italic 19px Georgia, 'Times New Roman', serif; fill: #1f2328; text-anchor: middle }
+  text .up { font-size: 13px; font-style: normal }
+  .label { font: 15px system-ui, sans-serif; fill: #2d7d46; text-anchor: start;
     paint-order: stroke; stroke: #ffffff; stroke-width: 4px; stroke-linejoin: round }
   .pruned { opacity: .28; filter: grayscale(1) }
   @media (prefers-color-scheme: dark) {
@@ -43,18 +43,23 @@ def svg(graph: Graph, kept: Graph) -> str:
     """The graph as SVG; what its pruned form ``kept`` lacks is grey. Follows a dark theme."""
     places = _places(graph)
     heads = {head: depth for head, depth in zip(graph.heads, graph.depths) if head in kept.heads}
-    width = max(x for x, _ in places.values()) + MARGIN + LABEL
-    height = max(y for _, y in places.values()) + MARGIN
+    top = MARGIN + ARC * _longest_skip(graph) / 2
+    width = max(x for x, _ in places.values()) + 2 * MARGIN + LABEL
+    height = max(y for _, y in places.values()) + top + MARGIN
     edges = [_edge(places, source, target, _faded(kept, source, target))
              for source, target in _edges(graph)]
-    nodes = [_node(name, place, heads.get(name), _faded(kept, name))
+    # a head's label stands below right, unless it would hide the tip of an arrow from there
+    above = {target for source, target in _edges(graph)
+             if _row(source) > _row(target) and places[source][0] > places[target][0]}
+    nodes = [_node(name, place, heads.get(name), name in above, _faded(kept, name))
              for name, place in places.items()]
+    size = f'width="{width:g}" height="{height:g}"'
     return "\n".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
-        f'width="{width:g}" height="{height:g}" role="img">',
+        '<svg xmlns="http://www.w3.org/2000/svg" '
+        f'viewBox="{-MARGIN} {-top:g} {width:g} {height:g}" {size} role="img">',
         f"<title>{_escape(graph.name)}</title>", f"<style>{STYLE}</style>", "<defs>",
         _marker("tip"), _marker("skiptip"), "</defs>",
-        f'<rect class="bg" width="{width:g}" height="{height:g}" rx="6"/>',
+        f'<rect class="bg" x="{-MARGIN}" y="{-top:g}" {size} rx="6"/>',
         *edges, *nodes, "</svg>", ""])
 
 
@@ -79,16 +84,23 @@ def _column(name: str) -> int:
     return int(name.split("_")[1])
 
 
-def _places(graph: Graph) -> dict[str, tuple[float, float]]:
-    """Centre of every node: a row's nodes lie between those of the row above, as in Fig. 1."""
+def _places(graph: Graph) -> dict[str, tuple[int, int]]:
+    """Centre of every node: a row's nodes lie between those of the row above, as in Fig. 1.
+
+    Rows and columns are counted from the first, so that a node stands at the same place in graphs
+    of every depth.
+    """
     names = [*(f"x{row}_0" for row in range(graph.encoder_row, graph.depth + 1)), *graph.nodes]
     first = min(map(_row, names))
-    longest = max((abs(_column(b) - _column(a)) for a, b in _edges(graph) if _row(a) == _row(b)),
-                  default=1)
-    top = MARGIN + 26 + ARC * max(0, longest - 1) / 2
     left = min(_row(name) + 2 * _column(name) for name in names)
-    return {name: (MARGIN + STEP_X * (_row(name) + 2 * _column(name) - left),
-                   top + STEP_Y * (_row(name) - first)) for name in names}
+    return {name: (STEP_X * (_row(name) + 2 * _column(name) - left), STEP_Y * (_row(name) - first))
+            for name in names}
+
+
+def _longest_skip(graph: Graph) -> int:
+    """The most columns that a skip passes over."""
+    return max((abs(_column(b) - _column(a)) - 1 for a, b in _edges(graph) if _row(a) == _row(b)),
+               default=0)
 
 
 def _edges(graph: Graph) -> Iterator[tuple[str, str]]:
@@ -107,7 +119,7 @@ def _faded(kept: Graph, *names: str) -> str:
     return "" if all(stays) else " pruned"
 
 
-def _edge(places: dict[str, tuple[float, float]], source: str, target: str, faded: str) -> str:
+def _edge(places: dict[str, tuple[int, int]], source: str, target: str, faded: str) -> str:
     (x1, y1), (x2, y2) = places[source], places[target]
     if _row(source) != _row(target):
         length = ((x2 - x1) ** 2 + (y2 - y1) ** 2) ** 0.5
@@ -128,16 +140,16 @@ def _edge(places: dict[str, tuple[float, float]], source: str, target: str, fade
             f'{end:.1f} {y2 - lift:.1f}"/>')
 
 
-def _node(name: str, place: tuple[float, float], head: int | None, faded: str) -> str:
+def _node(name: str, place: tuple[int, int], head: int | None, above: bool, faded: str) -> str:
     """A circle with the paper's name; ``head`` is the depth of the head on it."""
     x, y = place
     kind = ("encoder" if _column(name) == 0 else "decoder") + (" head" if head else "")
-    parts = [f'<circle class="node {kind}" cx="{x:g}" cy="{y:g}" r="{RADIUS}"/>',
-             f'<text x="{x:g}" y="{y + 6:g}">X<tspan class="up" dy="-7">'
+    parts = [f'<circle class="node {kind}" cx="{x}" cy="{y}" r="{RADIUS}"/>',
+             f'<text x="{x}" y="{y + 7}">X<tspan class="up" dy="-7">'
              f"{_row(name)},{_column(name)}</tspan></text>"]
     if head:
-        # below right: the one side of a node that no arrow of the paper's topologies crosses
-        parts.append(f'<text class="label" x="{x + 0.7 * RADIUS:g}" y="{y + RADIUS + 7:g}">'
+        down = -RADIUS + 2 if above else RADIUS + 14
+        parts.append(f'<text class="label" x="{x + (18 if above else 6)}" y="{y + down}">'
                      f"head {head}</text>")
     return f'<g class="{faded.strip()}">' + "".join(parts) + "</g>"
 

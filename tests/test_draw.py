@@ -9,7 +9,7 @@ from graphs import EXAMPLES, FULL_SCALE, OWN, PYRAMID, UNETPP_2, random_graphs
 from hypothesis import given, settings
 
 from nestedseg import Graph, GraphError
-from nestedseg.topologies import topology
+from nestedseg.topologies import list_topologies, topology
 
 SVG = "{http://www.w3.org/2000/svg}"
 ANY = random_graphs(min_levels=1, beyond=1)
@@ -29,7 +29,7 @@ class Drawing:
 
     def __init__(self, text):
         self.root = ElementTree.fromstring(text)
-        self.circles, self.pruned, self.labels = {}, set(), {}
+        self.circles, self.pruned, self.labels, self.places = {}, set(), {}, {}
         for group in self.root.iter(f"{SVG}g"):
             circle = group.find(f"{SVG}circle")
             name, *labels = ["".join(t.itertext()) for t in group.iter(f"{SVG}text")]
@@ -40,6 +40,8 @@ class Drawing:
             assert len(labels) <= 1
             if labels:
                 self.labels[name] = labels[0]
+                label = group.findall(f"{SVG}text")[-1]
+                self.places[name] = float(label.get("x")), float(label.get("y"))
         self.centres = {name: (float(circle.get("cx")), float(circle.get("cy")))
                         for name, circle in self.circles.items()}
         assert len(list(self.root.iter(f"{SVG}circle"))) == len(self.circles)
@@ -127,6 +129,29 @@ def test_what_a_depth_does_not_need_is_grey(graph):
         assert drawing.labels == {graph.head(depth): f"head {depth}"}
         everything = Drawing(graph.to_svg())
         assert drawing.centres == everything.centres  # nothing moves
+
+
+@pytest.mark.parametrize("name", list_topologies())
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5])
+def test_no_label_hides_the_tip_of_an_arrow_or_a_node(name, depth):
+    drawing = Drawing(topology(name, depth).to_svg())
+    radius = float(drawing.circles["x0_0"].get("r"))
+    for left, baseline in drawing.places.values():
+        box = [left, baseline - 13, left + 48, baseline + 4]  # "head 5" at 15 px
+        for *_, bx, by, x, y in drawing.lines:
+            for back in (0, 5, 10):  # the arrowhead is 11 px long
+                part = back / dist((bx, by), (x, y))
+                at = x + part * (bx - x), y + part * (by - y)
+                assert not (box[0] < at[0] < box[2] and box[1] < at[1] < box[3])
+        for x, y in drawing.centres.values():
+            assert dist((x, y), (max(box[0], min(x, box[2])), max(box[1], min(y, box[3])))) > radius
+
+
+@pytest.mark.parametrize("name", list_topologies())
+def test_a_node_stands_at_the_same_place_at_every_depth(name):
+    shallow, deep = (Drawing(topology(name, depth).to_svg()).centres for depth in (2, 5))
+    assert {node: deep[node] for node in shallow.keys() & deep} == {
+        node: shallow[node] for node in shallow.keys() & deep}
 
 
 def test_figure_2():
