@@ -68,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS / "hippocampus.json")
     parser.add_argument("--run", type=Path, default=Path("runs/hippocampus"),
                         help="folder for checkpoints, masks and pictures")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--steps", type=int, default=35, help="batches in an epoch")
     parser.add_argument("--seconds", type=float,
                         help="of training, at most (default: no limit)")
@@ -87,8 +87,9 @@ def train(encoder: str, sets: dict[str, LabelledImages], settings: Settings,
           run: Path) -> tuple[SegmentationModel, list[Epoch]]:
     """The model with the best validation IoU, and what each epoch gave."""
     torch.manual_seed(settings.seed)
+    # The volumes are small: a level at full resolution lies above timm's, the first of which halves.
     options = {"encoder_channels": WIDTHS} if encoder == "plain" else \
-        {"depth": len(WIDTHS), "decoder_channels": WIDTHS}
+        {"stem": WIDTHS[:1], "depth": len(WIDTHS), "decoder_channels": WIDTHS}
     model = nestedseg.create("unetpp", encoder, dims=3, classes=len(PARTS) + 1, norm="instance",
                              in_channels=sets["training"].in_channels, deep_supervision=True,
                              **options)
