@@ -84,12 +84,16 @@ def volumes(data: dict[str, Any]) -> str:
         *_, ratio = _compared({who: row["milliseconds"] for who, row in rivals.items()})
         fastest.append(f"{ratio} in {task}")
     machine, port = data["machine"], data["rows"]["inference"]["port"]["versions"]
+    away = max(row["difference"] for rivals in data["rows"].values() for row in rivals.values())
     packages = ("segmentation-models-pytorch-3d", "timm-3d", "timm", "torch")
     return f"""{_table(table)}
-Over {data['encoder']}, {"x".join(map(str, data["volume"]))} voxels; training is forward and \
-backward. The fastest setting of the port over the
-fastest of ours: {", ".join(fastest)}. Memory is what operations write, weights \
-and the volume not counted. {machine['cores']} cores, {machine['cpu']}, under
+Over {data['encoder']}, {"x".join(map(str, data["volume"]))} voxels, with the same weights: \
+outputs differ by at most {away:.0e} of the largest.
+Training is forward and backward. The fastest setting of the port over the fastest of
+ours: {", ".join(fastest)}. Memory is what operations write, weights and the \
+volume not counted. A fused model keeps the
+small kernels of up-sampled inputs, which others compute from the weights: hence more of them. \
+{machine['cores']} cores, {machine['cpu']}, under
 a load of {machine['load']}; ours on torch {machine['versions']['torch']} and timm \
 {machine['versions']['timm']}, the port on
 {", ".join(f"{name} {port[name]}" for name in packages)}.

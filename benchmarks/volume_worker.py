@@ -1,6 +1,7 @@
-"""A 3-D model in a process of its own, which volumes.py starts: volume_worker.py WHO TASK SIDE
+"""A 3-D model in a process of its own, for volumes.py: volume_worker.py WHO TASK SIDE FOLDER
 
-It says what it has, in a line of JSON, and then runs the task once for each line that it gets. What
+It says what it has, in a line of JSON, and then runs the task once for each line that it gets. The
+first process, the port's, leaves its weights and its output in the folder for the others. What
 SMP's port needs is all that its environment must hold.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,20 +24,29 @@ ENCODER = "resnet18"
 
 def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
-    who, task, side = sys.argv[1:]
+    who, task, side, folder = sys.argv[1:]
     torch.manual_seed(0)
-    model, x = prepare(who, torch.randn(1, 1, *[int(side)] * 3))
+    model, x = prepare(who, torch.randn(1, 1, *[int(side)] * 3), Path(folder))
+    away = difference(model, x, Path(folder))
     run = TASKS[task](model, x)
-    print(json.dumps(facts(model, x, run)), file=answers, flush=True)
+    print(json.dumps({"difference": away, **facts(model, x, run)}), file=answers, flush=True)
     for _ in sys.stdin:
         run()
         print(file=answers, flush=True)
 
 
-def prepare(who: str, x: Tensor) -> tuple[nn.Module, Tensor]:
-    """The model and the volume, in the setting that is asked for."""
+def prepare(who: str, x: Tensor, folder: Path) -> tuple[nn.Module, Tensor]:
+    """The model with the port's weights, and the volume, in the setting that is asked for."""
     library, _, setting = who.partition(" ")
-    model = MODELS[library]().eval()
+    model = MODELS[library]()
+    weights = folder / "weights.pt"
+    if not weights.exists():
+        model.train()(x)  # its batch norms are no longer identities, which fold exactly
+        torch.save(model.state_dict(), weights)
+    state = torch.load(weights)
+    names = names_in_port() if library == "ours" else {name: name for name in state}
+    model.load_state_dict({ours: state[theirs] for ours, theirs in names.items()})
+    model.eval()
     if setting == "fused":
         return model.fuse(), x
     if setting == "channels_last":
@@ -57,6 +68,33 @@ def ours() -> nn.Module:
     _, flat = smp_pair(ENCODER)
     same = {key: flat.config[key] for key in ("decoder_channels", "upsample", "head_kernel")}
     return nestedseg.create(flat.graph, ENCODER, dims=3, in_channels=1, **same)
+
+
+def names_in_port() -> dict[str, str]:
+    """The port's name of each of our tensors.
+
+    They are SMP's, so one of SMP's flat models says it, whose tensors hold their own number.
+    """
+    import segmentation_models_pytorch as smp
+
+    import nestedseg
+    theirs = smp.UnetPlusPlus(ENCODER, encoder_weights=None, in_channels=1).state_dict()
+    numbered = {name: torch.full_like(tensor, number)
+                for number, (name, tensor) in enumerate(theirs.items())}
+    config = {"_model_class": "UnetPlusPlus", "encoder_name": ENCODER, "in_channels": 1}
+    ours = nestedseg.convert.from_smp(numbered, config=config).state_dict()
+    names = [*theirs]
+    return {name: names[int(tensor.flatten()[0])] for name, tensor in ours.items()}
+
+
+@torch.no_grad()
+def difference(model: nn.Module, x: Tensor, folder: Path) -> float:
+    """Of the output from that of the first process, as a part of its largest value."""
+    path = folder / "output.pt"
+    if not path.exists():
+        torch.save(model(x), path)
+    expected = torch.load(path)
+    return ((model(x) - expected).abs().max() / expected.abs().max()).item()
 
 
 def inference(model: nn.Module, x: Tensor) -> Callable[[], None]:

@@ -7,9 +7,9 @@ The port pins an old timm, so it has an environment of its own:
     python benchmarks/volumes.py --peer-python ENV/bin/python
     python benchmarks/tables.py                        # puts the figures into docs/volumes.md
 
-UNet++ over ResNet-18 with SMP's topology and widths, random weights, one volume of one channel.
-Each model is in a process of its own; their runs are interleaved. Nothing else should run
-meanwhile. MONAI's BasicUNetPlusPlus is in speed.py.
+UNet++ over ResNet-18 with SMP's topology and widths, the port's random weights in both, one volume
+of one channel. Each model is in a process of its own; their runs are interleaved. Nothing else
+should run meanwhile. MONAI's BasicUNetPlusPlus is in speed.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from machine import describe_machine
@@ -55,9 +56,10 @@ def parse_arguments() -> argparse.Namespace:
 def measure(task: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Of each rival: median milliseconds, and what its process says of it."""
     with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory())
         workers = {who: stack.enter_context(Worker(
-            args.peer_python if who.startswith("port") else sys.executable, who, task, args.side))
-            for who in RIVALS[task]}
+            args.peer_python if who.startswith("port") else sys.executable, who, task,
+            str(args.side), folder)) for who in RIVALS[task]}
         times = timed({who: worker.run for who, worker in workers.items()}, args.seconds)
         return {who: {"milliseconds": times[who], **worker.facts}
                 for who, worker in workers.items()}
@@ -66,10 +68,10 @@ def measure(task: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 class Worker:
     """A model in a process of its own, whose task is run on demand."""
 
-    def __init__(self, python: str, who: str, task: str, side: int) -> None:
+    def __init__(self, python: str, who: str, *arguments: str) -> None:
         self.who = who
         self.process = subprocess.Popen(
-            [python, str(FOLDER / "volume_worker.py"), who, task, str(side)], text=True,
+            [python, str(FOLDER / "volume_worker.py"), who, *arguments], text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __enter__(self) -> Worker:
