@@ -1,17 +1,24 @@
-"""README and documentation: every Python block runs, every link leads somewhere."""
+"""README and documentation: blocks run, links lead somewhere, the reference is complete."""
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import nestedseg
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
+ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -45,3 +52,46 @@ def anchors(page: Path) -> set[str]:
     """Those that GitHub and mkdocs give to the headings of a page."""
     titles = HEADING.findall(page.read_text(encoding="utf-8"))
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+# -- the reference ---------------------------------------------------------------------------------
+
+MODULES = [nestedseg, *(getattr(nestedseg, name) for name in nestedseg._LAZY)]
+PUBLIC = {f"{module.__name__}.{name}": getattr(module, name)
+          for module in MODULES for name in module.__all__ if name != "__version__"}
+
+
+def test_the_reference_has_an_entry_for_all_that_is_public():
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    # mkdocstrings too takes a module before a function of the same name.
+    entries = [pkgutil.resolve_name(entry) for entry in ENTRY.findall(page)]
+    assert [name for name, value in PUBLIC.items() if value not in entries] == []
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_every_module_says_what_it_is(module):
+    assert module.__doc__
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_is_public_says_what_it_is_and_what_it_takes(name):
+    for part, value in parts_of(name, PUBLIC[name]):
+        assert value.__doc__, f"{part} has no docstring"
+        for argument in arguments_of(value):
+            assert re.search(rf"\b{argument}\b", value.__doc__), f"{part} is silent on {argument}"
+
+
+def parts_of(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The function or class itself, and the methods and properties that a class adds."""
+    yield name, value
+    for key, member in vars(value).items() if inspect.isclass(value) else ():
+        member = getattr(member, "__func__", getattr(member, "fget", member))
+        if inspect.isfunction(member) and not key.startswith("_"):
+            yield f"{name}.{key}", member
+
+
+def arguments_of(value: Callable[..., Any]) -> set[str]:
+    """What it is called with; errors, and classes that the library makes, are not called."""
+    if "Made by `" in value.__doc__ or value in (nestedseg.GraphError, nestedseg.HubError):
+        return set()
+    return {*inspect.signature(value).parameters} - {"self", "cls"}
