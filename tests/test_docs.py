@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tables
 
 import nestedseg
 
@@ -46,6 +47,23 @@ def test_links_inside_the_repository_lead_somewhere(page):
         assert found.exists(), f"{page.name}: {target} is not there"
         if anchor:
             assert anchor in anchors(found), f"{page.name}: {target} has no such heading"
+
+
+@pytest.mark.parametrize("name", tables.measured())
+def test_figures_are_those_of_the_results(name):
+    page, text = tables.fill(name)
+    assert page.read_text(encoding="utf-8") == text, "run python benchmarks/tables.py"
+
+
+def test_every_field_of_the_comparisons_leads_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("## Beside"):text.index("## More")]
+    addresses = re.findall(r"^\[(.+?)\]: https://", section, re.MULTILINE)
+    assert sorted(set(re.findall(r"\]\[(.+?)\]", section))) == sorted(addresses)
+    rows = [line for line in section.splitlines() if re.match(r"\| [^ |:]", line)]
+    fields = [field.strip() for row in rows for field in row.split("|")[2:-1]]
+    assert len(rows) > 15
+    assert [field for field in fields if not re.fullmatch(r"|1|\[.+\][\[(].+[\])]", field)] == []
 
 
 def anchors(page: Path) -> set[str]:
