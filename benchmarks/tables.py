@@ -245,26 +245,86 @@ def _consumers(rows: dict[str, Any]) -> str:
             f"with their channels stacked: {', '.join(parts)}. So they do not.\n")
 
 
+# -- peers -----------------------------------------------------------------------------------------
+
+
+def peers(speed: dict[str, Any], encoders: dict[str, Any]) -> str:
+    rows, summary = speed["rows"], encoders["summary"]
+    times, started = ratios(rows), rows["starts"]["milliseconds"]
+    held = {name: row["held_megabytes"] for name, row in rows.items() if "held_megabytes" in row}
+
+    def relative(what: str, smp: float | None, monai: float | None) -> tuple[str, ...]:
+        return what, "1", *(_measured(f"{ratio:.2f}") if ratio else "" for ratio in (smp, monai))
+
+    table = [
+        ("", "nestedseg", "SMP", "MONAI"),
+        (f"timm's {summary['models']:,} models that run as encoders",
+         *(f"[{count:,}](docs/encoders.md#every-model-of-timm)"
+           for count in (summary["ran"]["own"], summary["smp"]["own"])), ""),
+        relative("time, UNet++ over ResNet-34, 8 images", times["whole model, resnet34, batch 8"],
+                 None),
+        relative("time, the same, 1 image", times["whole model, resnet34, batch 1"], None),
+        relative("time, training it on 4 images", times["whole model training, resnet34, batch 4"],
+                 None),
+        relative("memory that this training holds", _held(held[
+            "whole model training, resnet34, batch 4"]), None),
+        relative("time, MONAI's UNet++, a volume", None, times["volume inference"]),
+        relative("time, training it", None, times["volume training"]),
+        relative("memory that this training holds", None, _held(held["volume training"])),
+        relative("time, making UNet++ over ResNet-34",
+                 started["smp.UnetPlusPlus"] / started["nestedseg.create"], None),
+        relative("time, importing, with torch and timm",
+                 *(started[f"import {name}"] / started["import nestedseg"]
+                   for name in ("segmentation_models_pytorch", "monai.networks.nets"))),
+    ]
+    machine = rows["convolution"]["machine"]
+    return f"""{_table(table)}
+Time and memory are the peer's over ours: above 1 ours takes less, below 1 more. Models have the \
+same weights, and
+each runs in its fastest setting; where a field is empty, the peer has no such thing. \
+{machine['cores']} cores, {machine['cpu']},
+torch {machine['versions']['torch']}. The Keras code, for TensorFlow 1, was not timed.
+"""
+
+
+def _measured(figure: str) -> str:
+    return f"[{figure}](docs/performance.md#measured)"
+
+
+def _held(megabytes: dict[str, float]) -> float:
+    peer = next(name for name in megabytes if name != "ours")
+    return megabytes[peer] / megabytes["ours"]
+
+
 # -------------------------------------------------------------------------------------------------
 
-TABLES = {"em_quick": (ROOT / "README.md", em_quick),
-          "hippocampus": (ROOT / "docs" / "volumes.md", hippocampus),
-          "speed": (ROOT / "docs" / "performance.md", speed),
-          "volumes": (ROOT / "docs" / "volumes.md", volumes)}
+# By its markers: the page of a table, what renders it, and the results that it is made from.
+TABLES = {"em_quick": (ROOT / "docs" / "pruning.md", em_quick, ["em_quick"]),
+          "hippocampus": (ROOT / "docs" / "volumes.md", hippocampus, ["hippocampus"]),
+          "peers": (ROOT / "README.md", peers, ["speed", "encoders"]),
+          "speed": (ROOT / "docs" / "performance.md", speed, ["speed"]),
+          "volumes": (ROOT / "docs" / "volumes.md", volumes, ["volumes"])}
 
 
 def results_of(name: str) -> Path:
     return ROOT / "benchmarks" / "results" / f"{name}.json"
 
 
+def measured() -> list[str]:
+    """The tables whose results are there."""
+    return [name for name, (*_, sources) in TABLES.items()
+            if all(results_of(source).exists() for source in sources)]
+
+
 def fill(name: str) -> tuple[Path, str]:
-    """A page, and its text with the table of a result between its two markers."""
-    page, render = TABLES[name]
-    return page, insert(page, name, render(json.loads(results_of(name).read_text())))
+    """A page, and its text with the table of some results between its two markers."""
+    page, render, sources = TABLES[name]
+    results = [json.loads(results_of(source).read_text()) for source in sources]
+    return page, insert(page, name, render(*results))
 
 
 def main() -> None:
-    for name in filter(lambda name: results_of(name).exists(), TABLES):
+    for name in measured():
         page, text = fill(name)
         if "--check" not in sys.argv:
             page.write_text(text, encoding="utf-8")

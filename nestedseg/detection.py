@@ -32,6 +32,8 @@ anchor_utils = require("torchvision.models.detection.anchor_utils", "detection")
 transform = require("torchvision.models.detection.transform", "detection")
 ops = require("torchvision.ops", "detection")
 
+__all__ = ["Detector", "faster_rcnn", "mask_rcnn", "retinanet"]
+
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
 LISTS = ("image_mean", "image_std", "bbox_reg_weights", "fixed_size")  # arguments of torchvision's
 MAX_NUMBER = 1e6  # of such an argument
@@ -72,7 +74,18 @@ def mask_rcnn(topology: str | Path | Mapping[str, Any] | Graph = "fpnpp",
 def faster_rcnn(topology: str | Path | Mapping[str, Any] | Graph = "fpnpp",
                 encoder: str = "resnet101", *, classes: int = 1, anchor_scale: float = 8,
                 resize: bool = True, **options: Any) -> FasterRCNN:
-    """torchvision's Faster R-CNN over a feature pyramid: boxes without masks. See `mask_rcnn`."""
+    """torchvision's Faster R-CNN over a feature pyramid: boxes without masks.
+
+    Source: Ren et al., Faster R-CNN, 2015, arXiv 1506.01497.
+
+    Args:
+        topology: see `mask_rcnn`, and so for what is raised.
+        encoder: see `mask_rcnn`.
+        classes: of the foreground, whose labels are 1 ... ``classes``.
+        anchor_scale: side of a level's anchors, in its strides: 8 gives 32 pixels at stride 4.
+        resize: whether torchvision resizes images; see `mask_rcnn`.
+        options: others of `nestedseg.pyramid`, and numbers that torchvision's ``FasterRCNN`` takes.
+    """
     return _create("faster_rcnn", topology, encoder, classes, anchor_scale, resize,
                    {"coarser": "pool"} | options)
 
@@ -80,7 +93,18 @@ def faster_rcnn(topology: str | Path | Mapping[str, Any] | Graph = "fpnpp",
 def retinanet(topology: str | Path | Mapping[str, Any] | Graph = "fpnpp",
               encoder: str = "resnet101", *, classes: int = 1, anchor_scale: float = 4,
               resize: bool = True, **options: Any) -> RetinaNet:
-    """torchvision's RetinaNet over a feature pyramid of strides 8 ... 128. See `mask_rcnn`."""
+    """torchvision's RetinaNet over a feature pyramid of strides 8 ... 128: boxes without masks.
+
+    Source: Lin et al., Focal loss for dense object detection, 2017, arXiv 1708.02002.
+
+    Args:
+        topology: see `mask_rcnn`, and so for what is raised.
+        encoder: see `nestedseg.create`; it must have levels of strides 8, 16 and 32.
+        classes: of the foreground, whose labels are 1 ... ``classes``.
+        anchor_scale: side of a level's anchors, in its strides: 4 gives 32 pixels at stride 8.
+        resize: whether torchvision resizes images; see `mask_rcnn`.
+        options: others of `nestedseg.pyramid`, and numbers that torchvision's ``RetinaNet`` takes.
+    """
     return _create("retinanet", topology, encoder, classes, anchor_scale, resize,
                    {"strides": (8, 16, 32), "coarser": "p6p7"} | options)
 
@@ -107,6 +131,8 @@ def build(config: DetectorConfig) -> nn.Module:
 class Detector(nn.Module):
     """What the detectors of this module have beside torchvision's.
 
+    Made by `mask_rcnn`, `faster_rcnn` and `retinanet`. In training mode ``model(images, targets)``
+    gives a dict of losses, in eval mode ``model(images)`` a dict of predictions for each image.
     Each says in ``parts`` which of torchvision's parts depend on the strides of its pyramid.
     """
 
@@ -150,6 +176,9 @@ class Detector(nn.Module):
         """Writes ``config.json`` and ``model.safetensors``, which `from_pretrained` reads.
 
         Both are written under temporary names and renamed.
+
+        Args:
+            directory: made where it is not there.
         """
         shards.save(Path(directory), self.config, self)
 

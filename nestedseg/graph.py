@@ -219,7 +219,16 @@ class Graph:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], name: str = "graph") -> Graph:
-        """The graph that `to_dict` wrote, or that a user wrote by hand."""
+        """The graph that `to_dict` wrote, or that a user wrote by hand.
+
+        Args:
+            data: an object with the keys ``nodes`` and ``heads``, and ``encoder_row`` where it is
+                not 0; see `Graph`.
+            name: what messages call it.
+
+        Raises:
+            GraphError: an unknown or missing key, or what `Graph` refuses.
+        """
         if not isinstance(data, Mapping):
             raise GraphError(f"topology {name!r}: expected an object with the keys 'nodes' and "
                              f"'heads', got {type(data).__name__}")
@@ -233,12 +242,25 @@ class Graph:
         return cls(data["nodes"], data["heads"], data.get("encoder_row", 0), name)
 
     def to_json(self, indent: int | None = 2) -> str:
-        """The JSON text that `from_json` reads."""
+        """The JSON text that `from_json` reads.
+
+        Args:
+            indent: spaces for each level; ``None`` = all in one line.
+        """
         return json.dumps(self.to_dict(), indent=indent)
 
     @classmethod
     def from_json(cls, text: str | Path, name: str = "graph") -> Graph:
-        """The graph in a JSON text, or in the file at a `Path`."""
+        """The graph in a JSON text, or in the file at a `Path`.
+
+        Args:
+            text: the JSON; of a file the `Path`, for a string is never taken for one.
+            name: what messages call it; of a file its name counts instead.
+
+        Raises:
+            GraphError: no JSON, a key that comes twice, or what `from_dict` refuses.
+            OSError: the file cannot be read.
+        """
         name = text.stem if isinstance(text, Path) else name
         try:
             text = text.read_text(encoding="utf-8") if isinstance(text, Path) else text
@@ -256,6 +278,10 @@ class Graph:
 
         Args:
             keep: a depth; nodes that this depth does not need are drawn grey, as in Fig. 2.
+                Default: none is.
+
+        Raises:
+            GraphError: there is no head at this depth.
         """
         return draw.svg(self, self if keep is None else self.prune(keep))
 

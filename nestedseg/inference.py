@@ -17,6 +17,9 @@ from nestedseg.extras import require
 from nestedseg.model import SegmentationModel, ensemble, probabilities
 from nestedseg.preprocess import Moments, measure, preprocess
 
+__all__ = ["output_key", "predict_heads", "predict_image", "predict_volume", "slide",
+           "slide_slabs", "to_mask"]
+
 WINDOW = {2: 512, 3: 96}
 OVERLAP = 0.25
 
@@ -164,7 +167,15 @@ def predict_volume(model: SegmentationModel, volume: Volume,
 def predict_heads(model: SegmentationModel, image: np.ndarray) -> dict[int | str, Tensor]:
     """The logits ``(1, classes, *spatial)`` of each head for an image as it was read, by depth.
 
-    Where ``model.output`` is "ensemble", the ensemble's stand beside them under that name.
+    Where ``model.output`` is "ensemble", the ensemble's stand beside them under that name. A large
+    image goes through the model in windows, see `slide`.
+
+    Args:
+        model: used in eval mode.
+        image: ``(*spatial)`` or ``(*spatial, C)``; see `nestedseg.preprocess`.
+
+    Raises:
+        ValueError: an image that does not fit the model.
     """
     model.eval()
     heads: dict[int | str, Tensor] = slide(model.forward_heads, _tensor(image, model))
@@ -179,7 +190,14 @@ def output_key(model: SegmentationModel) -> int | str:
 
 
 def to_mask(scores: Tensor, task: str) -> np.ndarray:
-    """Probabilities ``(classes, *spatial)`` to class indices, uint8; binary: 0 and 1.
+    """The class of each pixel.
+
+    Args:
+        scores: probabilities ``(classes, *spatial)``.
+        task: "binary" (foreground above 0.5) or "multiclass" (the most probable).
+
+    Returns:
+        ``(*spatial)``, uint8: class indices; of "binary" 0 and 1.
 
     Raises:
         ValueError: "multilabel", whose classes overlap, or more than 256 classes.

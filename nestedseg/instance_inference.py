@@ -15,6 +15,8 @@ from nestedseg.instances import Piece, find_pieces, from_mask, put_together
 from nestedseg.model import SegmentationModel
 from nestedseg.preprocess import preprocess
 
+__all__ = ["predict_instances"]
+
 SCORE = 0.5
 
 

@@ -6,6 +6,8 @@ import numpy as np
 
 from nestedseg.instances import renumber
 
+__all__ = ["InstanceScores", "bowl_score"]
+
 THRESHOLDS = tuple(range(50, 100, 5))  # of IoU, in percent
 
 

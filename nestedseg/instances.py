@@ -15,6 +15,9 @@ from torch import Tensor
 
 from nestedseg.extras import require
 
+__all__ = ["Piece", "find_pieces", "from_mask", "from_prediction", "put_together", "renumber",
+           "to_target"]
+
 MAX_MASK_BYTES = 2**30  # of one image; a mask has a byte for each pixel
 
 
@@ -89,7 +92,14 @@ def find_boxes(numbered: np.ndarray, count: int) -> np.ndarray:
 
 
 class Piece(NamedTuple):
-    """An instance in an image: its score, its mask, and where the mask's upper left corner lies."""
+    """An instance in an image.
+
+    Attributes:
+        score: in [0, 1].
+        mask: ``(h, w)`` boolean, cut to what the instance covers.
+        row: of the mask's upper left corner in the image.
+        column: likewise.
+    """
 
     score: float
     mask: np.ndarray

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from nestedseg.errors import choose
 from nestedseg.targets import TASKS, Task, class_planes
 
+__all__ = ["DeepSupervision", "HybridLoss", "PaperHybridLoss"]
+
 
 class _SegmentationLoss(nn.Module):
     """What the losses share: a task, a checked target, and a safe precision."""

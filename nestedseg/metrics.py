@@ -8,9 +8,16 @@ from torch import Tensor
 from nestedseg.errors import choose
 from nestedseg.targets import TASKS, Task, check_classes, class_planes, one_hot
 
+__all__ = ["Score", "SegmentationScores"]
+
 
 class Score(TypedDict):
-    """One score as a fraction in [0, 1]: of each class, and their mean; nan where undefined."""
+    """One score as a fraction in [0, 1]; nan where undefined. Made by `SegmentationScores`.
+
+    Attributes:
+        mean: of the classes that have one.
+        per_class: of each class.
+    """
 
     mean: float
     per_class: list[float]

@@ -37,10 +37,8 @@ SUM_WIDTH = 128  # that of the branch that merges a feature pyramid: Kirillov et
 class SegmentationModel(nn.Module):
     """A skip topology over an encoder. Made by `nestedseg.create`.
 
-    ``model(x)`` takes ``(N, in_channels, H, W)`` or ``(N, in_channels, D, H, W)`` of any size and
-    gives logits ``(N, classes, ...)`` of the same size. In training mode a model with several
-    heads gives a tuple of logits, shallow -> deep; in eval mode ``model.output`` says which one
-    tensor is returned.
+    ``model(x)`` gives logits of the size of ``x``, see `forward`. For loops of one's own
+    ``model.task`` says which loss fits; `predict` gives probabilities.
 
     Attributes:
         encoder: the encoder module.
@@ -92,6 +90,13 @@ class SegmentationModel(nn.Module):
     def set_preprocessing(self, **values: Any) -> None:
         """Records other preprocessing, say the training set's ``mean`` and ``std``.
 
+        Args:
+            values: those that change. ``mean`` and ``std`` of each channel and ``input_range``
+                (low, high), see `nestedseg.preprocess`; ``size`` ``(H, W)`` or ``(D, H, W)`` in
+                pixels, that summaries and exports take; ``interpolation``, a word for who resizes;
+                ``standardise``, by each image's own mean and std; ``spacing`` along D, H, W in mm,
+                that volumes are resampled to.
+
         Raises:
             ValueError: an unknown key or an impossible value.
         """
@@ -99,7 +104,13 @@ class SegmentationModel(nn.Module):
 
     @property
     def output(self) -> str | int:
-        """What eval mode returns: "deepest", "ensemble" or a depth."""
+        """What eval mode returns: "deepest", "ensemble" or a depth. May be assigned.
+
+        The ensemble's logits are those whose probabilities are the mean of all heads'.
+
+        Raises:
+            ValueError: on assignment, none of these.
+        """
         return self._output
 
     @output.setter
@@ -116,6 +127,20 @@ class SegmentationModel(nn.Module):
     # -- forward ------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The logits.
+
+        Args:
+            x: ``(N, in_channels, H, W)``, in 3-D ``(N, in_channels, D, H, W)``, of floats as
+                `nestedseg.preprocess` gives them. Any size, unless the encoder is built for one.
+
+        Returns:
+            ``(N, classes, *spatial)``, of the size of ``x``. In training mode a model with several
+            heads gives a tuple of them, shallow -> deep; in eval mode `output` says which one.
+
+        Raises:
+            ValueError: another shape, or a batch in training with one value for a batch norm.
+            TypeError: no tensor of floats.
+        """
         if self.training:
             logits = self._logits(x, self.depths)
             return logits if len(logits) > 1 else logits[0]
@@ -123,12 +148,22 @@ class SegmentationModel(nn.Module):
         return logits[0] if len(logits) == 1 else ensemble(logits, self.task)
 
     def forward_heads(self, x: Tensor) -> dict[int, Tensor]:
-        """The logits of every head, by depth, each ``(N, classes, H, W)``."""
+        """The logits of every head, by depth, each ``(N, classes, *spatial)``.
+
+        Args:
+            x: as of `forward`.
+        """
         return dict(zip(self.depths, self._logits(x, self.depths)))
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
-        """Probabilities ``(N, classes, H, W)`` of ``model.output``, computed in eval mode."""
+        """Probabilities ``(N, classes, *spatial)`` of ``model.output``, computed in eval mode.
+
+        A sigmoid or, of "multiclass", a softmax of the logits; without gradients.
+
+        Args:
+            x: as of `forward`.
+        """
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
@@ -339,6 +374,9 @@ class SegmentationModel(nn.Module):
         The weights are ``model.safetensors``; of several heads, one file for each depth and their
         index. They replace an earlier model's, all at once: killed at any moment, the folder holds
         the old model or the new one.
+
+        Args:
+            directory: made where it is not there.
         """
         shards.save(Path(directory), self.config, self)
 

@@ -120,14 +120,10 @@ def checked_keys(kind: type, data: Any, what: str, *further: str) -> dict[str, A
 class FeaturePyramid(nn.Module):
     """An encoder and a graph with a head on each level. Made by `nestedseg.pyramid`.
 
-    ``(N, in_channels, H, W)`` of any size -> an OrderedDict of ``(N, out_channels, h, w)``, finest
-    first, named "0", "1", ..., as torchvision's detectors expect.
-
     Attributes:
         out_channels: of every level.
         strides: of each level, the coarser ones that were added included.
         channels: likewise.
-        size_divisibility: images whose sides are multiples of this are not padded.
         preprocessing: mean, std and more of the encoder's images.
         config: what it was made with.
     """
@@ -161,6 +157,7 @@ class FeaturePyramid(nn.Module):
 
     @property
     def size_divisibility(self) -> int:
+        """Images whose sides are multiples of this are not padded."""
         return math.lcm(*self.multiple)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -169,6 +166,18 @@ class FeaturePyramid(nn.Module):
                 in zip(self.names, self.channels, self.strides)}
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        """The maps of all levels, as torchvision's detectors expect them.
+
+        Args:
+            x: ``(N, in_channels, H, W)``, floats, of any size, unless the encoder is built for one.
+
+        Returns:
+            ``(N, out_channels, h, w)`` by name, "0", "1", ..., finest first; h is H over the
+            level's stride, rounded up.
+
+        Raises:
+            ValueError: another shape, or no floats.
+        """
         self._check_input(x)
         features = self.encoder(pad(x, self.multiple, self.smallest))[self.skipped:]
         maps = [crop(y, [math.ceil(n / stride) for n in x.shape[2:]]) for y, stride

@@ -16,8 +16,15 @@ from nestedseg.meta import meta_copy
 
 @dataclass(frozen=True)
 class Row:
-    """One depth: numbers of the model pruned to it. MACs are those of the convolutions that run,
-    which are fewer in the "fast" execution than in the "reference"."""
+    """What one depth costs, of the model pruned to it.
+
+    Attributes:
+        depth: of the head.
+        parameters: weights and biases.
+        macs: multiply-accumulates of the convolutions that run, for one image; the "fast" execution
+            has fewer than the "reference".
+        output_stride: of the head's node along each axis, in pixels of the image.
+    """
 
     depth: int
     parameters: int
@@ -27,7 +34,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows shallow -> deep; prints as a table. Iterates over its rows."""
+    """What each depth costs; prints as a table, and iterates over its rows.
+
+    Attributes:
+        size: of the image, in pixels.
+        rows: one `Row` for each depth, shallow -> deep.
+    """
 
     size: tuple[int, ...]
     rows: tuple[Row, ...]

@@ -25,6 +25,9 @@ def register_topology(name: str) -> Callable[[Rule], Rule]:
 
     It is asked for each 0 <= i, 1 <= j, i + j <= depth; every node of row 0 carries a head.
 
+    Args:
+        name: by which `create` and `topology` know it from then on, in this process.
+
     Raises:
         ValueError: the name is taken.
     """

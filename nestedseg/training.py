@@ -25,6 +25,8 @@ from nestedseg.errors import choose, show
 from nestedseg.extras import require
 from nestedseg.tasks import task_of
 
+__all__ = ["Epoch", "Settings", "best_epoch", "fit"]
+
 CHECKPOINT = "checkpoint.pt"
 MODEL = "model"
 PRECISIONS = ("auto", "no", "bf16", "fp16")
@@ -137,7 +139,11 @@ def fit(model: nn.Module, train: LabelledImages, validation: LabelledImages,
 
 
 def best_epoch(history: list[Epoch]) -> Epoch:
-    """The first epoch with the best validation score."""
+    """The first epoch with the best validation score.
+
+    Args:
+        history: as `fit` returns it, at least one epoch.
+    """
     return max(history, key=lambda epoch: epoch.score)
 
 

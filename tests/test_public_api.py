@@ -148,39 +148,3 @@ def test_a_topology_is_data_and_needs_no_torch(module):
     assert {name for name in imported if name.startswith("nestedseg")} <= {
         f"nestedseg.{name}" for name in ("draw", "errors", "graph", "extras", "feature_pyramids")
     } | {"nestedseg"}
-
-
-# -- documentation ---------------------------------------------------------------------------------
-
-
-def undocumented(owner, names):
-    """Names of functions, properties and classes without a text of their own."""
-    found = []
-    for name in names:
-        value = inspect.getattr_static(owner, name)
-        value = getattr(value, "__func__", getattr(value, "fget", value))
-        if (inspect.isfunction(value) or inspect.isclass(value)) and not value.__doc__:
-            found.append(name)
-    return found
-
-
-def test_every_public_name_has_a_docstring():
-    assert nestedseg.__doc__
-    assert undocumented(nestedseg, [n for n in nestedseg.__all__ if n != "__version__"]) == []
-
-
-@pytest.mark.parametrize("name", ["Graph", "SegmentationModel"])
-def test_every_public_method_has_a_docstring(name):
-    public = [n for n in vars(getattr(nestedseg, name)) if not n.startswith("_")]
-    assert len(public) > 8
-    # forward is what the class itself describes
-    assert undocumented(getattr(nestedseg, name), {*public} - {"forward"}) == []
-
-
-@pytest.mark.parametrize("name", sorted(SUBMODULES))
-def test_every_public_name_of_a_submodule_has_a_docstring(name):
-    module = importlib.import_module(f"nestedseg.{name}")
-    assert module.__doc__
-    public = [n for n, value in vars(module).items() if not n.startswith("_")
-              and getattr(value, "__module__", "").startswith("nestedseg")]
-    assert public and undocumented(module, public) == []

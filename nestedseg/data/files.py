@@ -13,7 +13,12 @@ SUFFIXES = {2: (".png", ".jpg", ".jpeg", ".tif", ".tiff"), 3: (".nii.gz", ".nii"
 
 
 class Pair(NamedTuple):
-    """An image file and its label file."""
+    """An image file and its label file.
+
+    Attributes:
+        image: path of the image.
+        label: path of its label.
+    """
 
     image: Path
     label: Path
@@ -29,7 +34,10 @@ def split_name(path: Path) -> tuple[str, str]:
 
 
 def spatial_axes(paths: Iterable[Path]) -> int:
-    """2 if the files are pictures, 3 if they are volumes.
+    """2 if the files are pictures, 3 if they are volumes. None of them is opened.
+
+    Args:
+        paths: at least one; their suffixes count.
 
     Raises:
         ValueError: they are of both kinds, or one is of another kind.
@@ -50,7 +58,8 @@ def spatial_axes(paths: Iterable[Path]) -> int:
 def list_images(folder: str | Path) -> list[Path]:
     """The pictures or volumes in a folder, sorted by name; other files are passed over.
 
-    Pictures are PNG, JPEG and TIFF, volumes NIfTI and ``.npy``.
+    Args:
+        folder: with PNG, JPEG and TIFF (pictures), or NIfTI and ``.npy`` (volumes).
 
     Raises:
         ValueError: ``folder`` is no folder, it holds no such file, files of both kinds, or two with
@@ -77,6 +86,13 @@ def list_images(folder: str | Path) -> list[Path]:
 def find_pairs(images: str | Path, labels: str | Path) -> list[Pair]:
     """Pair the files of two folders by their name without suffix: ``a.tif`` with ``a.png``.
 
+    Args:
+        images: folder of the images; see `list_images`.
+        labels: folder of their labels.
+
+    Returns:
+        One `Pair` for each image, sorted by name.
+
     Raises:
         ValueError: a file has no partner, or one of another kind, or a folder is none that
             `list_images` takes.
@@ -100,6 +116,7 @@ def split_pairs(pairs: Sequence[Pair], fraction: float,
     Args:
         pairs: at least two.
         fraction: of the pairs for validation, in (0, 1); at least one pair goes to each side.
+        seed: of the choice.
 
     Raises:
         ValueError: fewer than two pairs, or a fraction outside (0, 1).

@@ -37,6 +37,10 @@ class LabelledInstances(LabelledImages):
     def class_indices(self, label: np.ndarray, pair: Pair) -> np.ndarray:
         """A label as it was read, as an instance map without gaps.
 
+        Args:
+            label: ``(H, W)``, whole numbers.
+            pair: its files, for messages.
+
         Raises:
             ValueError: it is none.
         """
@@ -47,10 +51,17 @@ class LabelledInstances(LabelledImages):
 
 
 class InstancePatches(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """`Patches` with targets as torchvision's detectors take them. See there for the arguments.
+    """`Patches` with targets as torchvision's detectors take them.
 
     Images that are smaller than a patch are not reflected: the number of an instance would stand
     for its mirror image too. So patches differ in size.
+
+    Args:
+        images: where patches are cut from.
+        size: of a patch in pixels along each axis, or one number for both.
+        prepare: as of `Patches`.
+        batch: how many patches will be in memory at once.
+        options: others of `Patches`: ``seed``, ``foreground``, ``mirror``.
 
     Raises:
         ValueError: so many instances that the masks of a batch of patches may not fit in memory.

@@ -90,6 +90,10 @@ class LabelledImages:
     def class_indices(self, label: np.ndarray, pair: Pair) -> np.ndarray:
         """A label as it was read, as class indices.
 
+        Args:
+            label: ``(*spatial)``, whole numbers.
+            pair: its files, for messages.
+
         Raises:
             ValueError: a value that is no class.
         """

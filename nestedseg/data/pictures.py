@@ -33,6 +33,9 @@ def read_pair(pair: Pair, spacing: Sequence[float] | None = None
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image at its full bit depth.
 
+    Args:
+        path: of a PNG, JPEG or TIFF file.
+
     Returns:
         ``(H, W)`` or RGB ``(H, W, 3)``; uint8, uint16 or, from TIFF, float. Transparency is
         dropped.
@@ -59,6 +62,9 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def read_label(path: str | Path) -> np.ndarray:
     """Read a label image as the numbers it holds: class indices, instances, 0/1 or 0/255.
+
+    Args:
+        path: of a PNG, JPEG or TIFF file.
 
     Returns:
         ``(H, W)``, an unsigned or signed integer; palette images give indices, 1-bit images 0/1.

@@ -91,6 +91,9 @@ class Volume:
     def shape_at(self, spacing: Sequence[float]) -> tuple[int, ...]:
         """Its shape if its voxels were of another size.
 
+        Args:
+            spacing: along D, H, W in mm.
+
         Raises:
             ValueError: it would have more than 2^31 voxels.
         """
@@ -104,6 +107,9 @@ class Volume:
 
 def open_volume(path: str | Path) -> Volume:
     """Open a NIfTI or ``.npy`` file.
+
+    Args:
+        path: ends in ``.nii``, ``.nii.gz`` or ``.npy``.
 
     Raises:
         ValueError: the file is missing, damaged, or holds no volume.

@@ -40,6 +40,7 @@ def encoder_info(name: str, dims: int = 2) -> EncoderInfo:
     """Strides, channels, size and sizes of a timm model. No weights are made.
 
     Args:
+        name: of a timm model, with or without a tag.
         dims: 3 to try whether it can be made volumetric.
 
     Raises:
