@@ -26,8 +26,6 @@ from nestedseg.pyramid import FeaturePyramid, PyramidConfig, checked_keys, pyram
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
-
-if TYPE_CHECKING:
     from torchvision import ops
     from torchvision.models import detection
     from torchvision.models.detection import anchor_utils, transform
