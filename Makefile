@@ -3,6 +3,7 @@
 #   make demo                          train on pictures that the package makes, for two minutes
 #   make demo IMAGES=DIR LABELS=DIR    the same on your own
 #   make test                          the whole suite
+#   make types                         the types of the package, by mypy; `make test` does it first
 #   make test-slow                     the long sweeps that `make test` leaves out, and the Hub's clients
 #   make test-oldest                   the suite with the oldest versions that are supported
 #   make docs                          the documentation, in site/
@@ -16,13 +17,16 @@ FOLDERS = $(if $(IMAGES),--images "$(IMAGES)") $(if $(LABELS),--labels "$(LABELS
 BIN := $(VENV)/bin
 comma := ,
 
-.PHONY: demo test test-slow test-oldest docs wheel clean
+.PHONY: demo types test test-slow test-oldest docs wheel clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.train
 	$(BIN)/nestedseg demo --out "$(OUT)" $(FOLDERS)
 
-test: $(VENV)/.test
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+test: types
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
@@ -43,7 +47,7 @@ wheel:
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest demo site build dist *.egg-info .pytest_cache .ruff_cache \
-	  .hypothesis
+	  .mypy_cache .hypothesis
 
 # The environment. A stamp stands for an installation that came to its end; while there is none,
 # what lies there may be half of one, and is made anew. A stamp holds for what it installs more

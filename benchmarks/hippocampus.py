@@ -87,7 +87,7 @@ def train(encoder: str, sets: dict[str, LabelledImages], settings: Settings,
           run: Path) -> tuple[SegmentationModel, list[Epoch]]:
     """The model with the best validation IoU, and what each epoch gave."""
     torch.manual_seed(settings.seed)
-    # The volumes are small: a level at full resolution lies above timm's, the first of which halves.
+    # The volumes are small, and timm's first level halves them: above it lies one that does not.
     options = {"encoder_channels": WIDTHS} if encoder == "plain" else \
         {"stem": WIDTHS[:1], "depth": len(WIDTHS), "decoder_channels": WIDTHS}
     model = nestedseg.create("unetpp", encoder, dims=3, classes=len(PARTS) + 1, norm="instance",

@@ -19,7 +19,10 @@ from nestedseg.layers import BATCH_NORM, CONV, Style, init_he
 class Block(Recomputable):
     """``finish(first(x))``, of which a block says what is not so plain."""
 
-    first: nn.Module
+    @property
+    def first(self) -> nn.Module:
+        """The first layer."""
+        raise NotImplementedError
 
     def finish(self, x: Tensor) -> Tensor:
         """All that follows the first layer."""
@@ -153,7 +156,11 @@ class Identity(Block):
     def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
         super().__init__()
         check_unchanged("identity", in_channels, out_channels)
-        self.first = nn.Identity()
+        self.same = nn.Identity()
+
+    @property
+    def first(self) -> nn.Module:
+        return self.same
 
 
 def check_unchanged(block: str, in_channels: int, out_channels: int) -> None:
@@ -163,7 +170,7 @@ def check_unchanged(block: str, in_channels: int, out_channels: int) -> None:
                          f"takes, not {out_channels}")
 
 
-BLOCKS: dict[str, Callable[[int, int, Style], nn.Module]] = {
+BLOCKS: dict[str, Callable[[int, int, Style], Block]] = {
     "double_conv": DoubleConv, "single_conv": SingleConv, "identity": Identity,
     "conv1x1": partial(PlainConv, kernel=1), "conv3x3": partial(PlainConv, kernel=3),
     "scse": SCSEBoth, "scse_out": SCSEOut, "batch_norm": BatchNorm,

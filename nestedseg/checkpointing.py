@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
@@ -17,12 +17,20 @@ class Recomputable(nn.Module):
     """``forward`` is ``compute``; with ``checkpointing``, training keeps its inputs alone."""
 
     checkpointing = False
+    compute: Callable[..., Tensor]
 
     def forward(self, *inputs: Tensor) -> Tensor:
         if not (self.checkpointing and self.training and torch.is_grad_enabled()):
             return self.compute(*inputs)
         return checkpoint(self.compute, *inputs, use_reentrant=False,
                           context_fn=lambda: (_nesting(), _again(self)))
+
+
+def set_checkpointing(modules: Iterable[nn.Module], enable: bool) -> None:
+    """Turns it on or off in those of the modules that can do so; not in what lies within them."""
+    for module in modules:
+        if isinstance(module, Recomputable):
+            module.checkpointing = enable
 
 
 def remade(make: Callable[..., Tensor], use: Callable[[Tensor], Tensor], *inputs: Tensor,
@@ -114,13 +122,14 @@ def _again(module: nn.Module) -> Iterator[None]:
 def _without_statistics(module: nn.Module | None) -> Iterator[None]:
     """The second pass must not count in a batch norm's running statistics again."""
     modules = module.modules() if module is not None else ()
-    norms = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
-    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
+    before = [(m, m.momentum, m.num_batches_tracked, m.num_batches_tracked.clone())
+              for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats
+              and m.num_batches_tracked is not None]
+    for norm, *_ in before:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum, count in before:
+        for norm, momentum, batches, count in before:
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+            batches.copy_(count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -54,7 +55,11 @@ class Decoder(nn.Module):
     @property
     def executions(self) -> dict[str, str]:
         """How each node is computed now; see `nestedseg.execution`."""
-        return {name: self.get_submodule(name).runs for name in self.graph.nodes}
+        return {name: self.node(name).runs for name in self.graph.nodes}
+
+    def node(self, name: str) -> Any:
+        """The module of a node: a `Node`, or the form that `fuse` puts in its place."""
+        return self.get_submodule(name)
 
     def program(self, depths: tuple[int, ...]) -> Program:
         """The compiled forward of some heads: what the others need is not computed."""

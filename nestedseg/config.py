@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from nestedseg.encoders.description import MAX_SIDE, Options
@@ -25,7 +25,7 @@ from nestedseg.layers import (
     split_choice,
 )
 from nestedseg.lowering import EXECUTIONS
-from nestedseg.targets import TASKS, check_classes
+from nestedseg.targets import TASKS, Task, check_classes
 from nestedseg.version import __version__
 
 SCHEMA_VERSION = 2
@@ -61,11 +61,11 @@ class Config:
     decoder_channels: tuple[int, ...]
     classes: int = 1
     in_channels: int = 3
-    task: str = "binary"
+    task: Task = "binary"
     encoder_channels: tuple[int, ...] | None = None
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[int, ...] | None = None
     stem: bool | int | tuple[int, ...] = False
-    encoder_taps: tuple[int, ...] | tuple[str, ...] | None = None
+    encoder_taps: tuple[int | str, ...] | None = None
     pyramid_channels: tuple[int, ...] | None = None
     strides: tuple[tuple[int, ...], ...] | None = None
     depth_strides: tuple[int, ...] | None = None
@@ -80,7 +80,7 @@ class Config:
     execution: str = "fast"
     pad_multiple: tuple[int, ...] = (1, 1)
     pad_smallest: tuple[int, ...] = (1, 1)
-    preprocessing: dict[str, Any] | None = None
+    preprocessing: dict[str, Any] = field(default_factory=dict)
     fused: bool = False
     class_names: tuple[str, ...] | None = None
     training: dict[str, Any] | None = None

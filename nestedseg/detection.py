@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +26,14 @@ from nestedseg.pyramid import FeaturePyramid, PyramidConfig, checked_keys, pyram
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
-
-detection = require("torchvision.models.detection", "detection")
-anchor_utils = require("torchvision.models.detection.anchor_utils", "detection")
-transform = require("torchvision.models.detection.transform", "detection")
-ops = require("torchvision.ops", "detection")
+    from torchvision import ops
+    from torchvision.models import detection
+    from torchvision.models.detection import anchor_utils, transform
+else:
+    detection = require("torchvision.models.detection", "detection")
+    anchor_utils = require("torchvision.models.detection.anchor_utils", "detection")
+    transform = require("torchvision.models.detection.transform", "detection")
+    ops = require("torchvision.ops", "detection")
 
 __all__ = ["Detector", "faster_rcnn", "mask_rcnn", "retinanet"]
 
@@ -110,7 +113,7 @@ def retinanet(topology: str | Path | Mapping[str, Any] | Graph = "fpnpp",
 
 
 def _create(detector: str, topology: str | Path | Mapping[str, Any] | Graph, encoder: str,
-            classes: int, anchor_scale: float, resize: bool, options: dict[str, Any]) -> nn.Module:
+            classes: int, anchor_scale: float, resize: bool, options: dict[str, Any]) -> Any:
     known = inspect.signature(pyramid).parameters
     arguments = {name: value for name, value in options.items() if name not in known}
     check_arguments(detector, arguments)  # before the encoder's weights are fetched
@@ -120,7 +123,7 @@ def _create(detector: str, topology: str | Path | Mapping[str, Any] | Graph, enc
     return DETECTORS[detector](config, backbone)
 
 
-def build(config: DetectorConfig) -> nn.Module:
+def build(config: DetectorConfig) -> Detector:
     """The detector of a configuration, with random weights."""
     return DETECTORS[config.detector](config, FeaturePyramid(config.pyramid))
 
@@ -133,10 +136,19 @@ class Detector(nn.Module):
 
     Made by `mask_rcnn`, `faster_rcnn` and `retinanet`. In training mode ``model(images, targets)``
     gives a dict of losses, in eval mode ``model(images)`` a dict of predictions for each image.
-    Each says in ``parts`` which of torchvision's parts depend on the strides of its pyramid.
     """
 
-    depths = ()  # it cannot be pruned, its weights are one file, its scores those of the whole
+    # It cannot be pruned, its weights are one file, its scores those of the whole.
+    depths: tuple[int, ...] = ()
+
+    backbone: FeaturePyramid
+    transform: Any  # torchvision's, as are the heads
+    roi_heads: Any
+
+    @staticmethod
+    def parts(config: DetectorConfig, backbone: FeaturePyramid) -> dict[str, nn.Module]:
+        """Arguments of torchvision's class that depend on the strides of the pyramid."""
+        raise NotImplementedError
 
     def __init__(self, config: DetectorConfig, backbone: FeaturePyramid) -> None:
         if backbone.fixed_size and not config.resize:
@@ -220,7 +232,8 @@ class RetinaNet(Detector, detection.RetinaNet):
         return {"anchor_generator": make_anchors(sizes)}
 
 
-DETECTORS = {"mask_rcnn": MaskRCNN, "faster_rcnn": FasterRCNN, "retinanet": RetinaNet}
+DETECTORS: dict[str, type[Detector]] = {
+    "mask_rcnn": MaskRCNN, "faster_rcnn": FasterRCNN, "retinanet": RetinaNet}
 
 
 def keep_size(image: Tensor, target: dict[str, Tensor] | None = None
@@ -229,7 +242,7 @@ def keep_size(image: Tensor, target: dict[str, Tensor] | None = None
     return image, target
 
 
-def make_anchors(sizes: list[tuple[int, ...]]) -> nn.Module:
+def make_anchors(sizes: Sequence[tuple[int, ...]]) -> nn.Module:
     """Anchors of these sides on each level, in three shapes."""
     return anchor_utils.AnchorGenerator(tuple(sizes), (RATIOS,) * len(sizes))
 

@@ -6,9 +6,11 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 LISTED = 12  # names in a message; of longer lists, the nearest few
+
+Name = TypeVar("Name", bound=str)
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 80
@@ -36,7 +38,7 @@ def nearest(name: object, allowed: Iterable[str]) -> str:
     return f"{hint}{len(allowed)} are allowed, like {', '.join(close or allowed[:5])}"
 
 
-def choose(kind: str, name: object, allowed: Iterable[str]) -> str:
+def choose(kind: str, name: object, allowed: Iterable[Name]) -> Name:
     """``name``, if it is one of those allowed.
 
     Raises:
@@ -45,7 +47,7 @@ def choose(kind: str, name: object, allowed: Iterable[str]) -> str:
     allowed = list(allowed)
     if name not in allowed:
         raise ValueError(f"unknown {kind} {show(name)}; {nearest(name, allowed)}")
-    return str(name)
+    return allowed[allowed.index(name)]
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:

@@ -73,7 +73,7 @@ def compare_depths(model: SegmentationModel, images: LabelledImages) -> list[Dep
     return reports
 
 
-def _time(model: SegmentationModel, image) -> float:
+def _time(model: SegmentationModel, image: np.ndarray) -> float:
     """Median seconds for one image, after one run that warms up."""
     seconds = []
     for _ in range(TIMED_RUNS + 1):

@@ -98,7 +98,7 @@ def choose_output(model: SegmentationModel, depth: int | None,
                          "ensemble; create it with deep_supervision=True, and train that")
     output = "ensemble" if ensemble else model.output if depth is None else depth
     if output != "ensemble":
-        return model.prune(model.depths[-1] if output == "deepest" else output)
+        return model.prune(output if isinstance(output, int) else model.depths[-1])
     whole = copy.deepcopy(model)
     whole.output = output
     return whole
@@ -145,7 +145,8 @@ def trace(deployed: Deployed, axes: Mapping[str, int]) -> ExportedProgram:
     """
     lengths = ({place: Dim.DYNAMIC for place in axes.values()},)
     try:
-        with torch.no_grad(), torch_config.patch(backed_size_oblivious=True):
+        with torch.no_grad(), torch_config.patch(  # type: ignore[attr-defined]  # added when loaded
+                backed_size_oblivious=True):
             program = torch.export.export(deployed, (example(deployed.model, axes, cells=4),),
                                           dynamic_shapes=lengths, strict=False)
         # Before each run torch would check what it took for granted of strides, which is untrue of
@@ -208,5 +209,6 @@ def write_onnx(program: ExportedProgram, path: Path, axes: Mapping[str, int],
     model = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False,
                               input_names=[facts["input"]], output_names=[facts["output"]],
                               dynamic_shapes=({place: name for name, place in axes.items()},))
+    assert model is not None  # as of dynamo=True
     model.model.metadata_props.update(facts)
     model.save(path, external_data=False)

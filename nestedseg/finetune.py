@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+if TYPE_CHECKING:
+    from nestedseg.model import SegmentationModel
 
-def parameter_groups(model: nn.Module, lr: float, encoder_lr_scale: float,
+
+def parameter_groups(model: SegmentationModel, lr: float, encoder_lr_scale: float,
                      weight_decay: float) -> list[dict[str, Any]]:
     """See `SegmentationModel.parameter_groups`."""
     if not lr > 0 or not encoder_lr_scale >= 0 or not weight_decay >= 0:
@@ -17,7 +20,9 @@ def parameter_groups(model: nn.Module, lr: float, encoder_lr_scale: float,
                          f"lr={lr}, encoder_lr_scale={encoder_lr_scale}, "
                          f"weight_decay={weight_decay}")
     groups = []
-    for part, rate in ((model.encoder, lr * encoder_lr_scale), (model.decoder, lr)):
+    parts: tuple[tuple[nn.Module, float], ...] = (
+        (model.encoder, lr * encoder_lr_scale), (model.decoder, lr))
+    for part, rate in parts:
         trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
         for decay, chosen in ((weight_decay, [p for p in trained if p.ndim > 1]),
                               (0.0, [p for p in trained if p.ndim <= 1])):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from timm.layers import Conv2dSame
@@ -26,12 +28,17 @@ FOLDABLE = (nn.Conv2d.forward, nn.Conv3d.forward, Conv2dSame.forward)
 def fuse_decoder(decoder: Decoder) -> None:
     """Replaces the nodes, in place, by their fused form where they have one."""
     for name in decoder.graph.nodes:
-        node = decoder.get_submodule(name)
+        node = decoder.node(name)
         dtype = next((weight.dtype for weight in node.block.parameters()), None)
         x = torch.empty(1, node.in_channels, *[4] * node.dims, dtype=dtype, device="meta")
-        fold_batch_norms(node.block, lambda block, x=x: [block(x)])
+        fold_batch_norms(node.block, partial(run_alone, x))
         if node.has_fast_form:
             decoder.add_module(name, FusedNode(node))
+
+
+def run_alone(x: Tensor, block: nn.Module) -> list[Tensor]:
+    """What a block gives for ``x``, as `fold_batch_norms` wants it."""
+    return [block(x)]
 
 
 class FusedNode(nn.Module):
@@ -41,12 +48,16 @@ class FusedNode(nn.Module):
     """
 
     runs = "fused"
+    beside: Tensor | None
+    bias: Tensor | None
+    border: Tensor | None
 
     def __init__(self, node: Node) -> None:
         super().__init__()
         self.edges, self.block = node.edges, node.block
-        edges = self.edges.items()
-        parts = Parts.of(self.block.first, [edge for _, edge in edges])
+        edges, first = self.edges.items(), self.block.first
+        assert isinstance(first, (nn.Conv2d, nn.Conv3d))
+        parts = Parts.of(first, [edge for _, edge in edges])
         self.kernels = nn.ParameterDict()
         for (name, edge), kernel in zip(edges, parts.kernels):
             if kernel is not None:
@@ -56,7 +67,7 @@ class FusedNode(nn.Module):
             value = getattr(parts, name)
             self.register_parameter(name, None if value is None else nn.Parameter(value))
         for name, module in self.block.named_modules():
-            if module is self.block.first:
+            if module is first:
                 self.block.set_submodule(name, nn.Identity())
                 break
 
@@ -76,7 +87,8 @@ def fold_batch_norms(module: nn.Module, run: Run) -> None:
         run: calls a copy of the module on the meta device, and returns its outputs.
     """
     for conv_path, norm_path in foldable(module, run):
-        conv, norm = module.get_submodule(conv_path), module.get_submodule(norm_path)
+        conv: Any = module.get_submodule(conv_path)
+        norm: Any = module.get_submodule(norm_path)
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight,
             norm.bias)
@@ -94,8 +106,9 @@ def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:
     ghost = meta_copy(module).eval()
     for parameter in ghost.parameters():
         parameter.requires_grad_()
-    made, read = {}, {}  # nodes of autograd's graph
-    calls = Counter()
+    made: dict[Any, str] = {}  # by node of autograd's graph, of which
+    read: dict[str, Any] = {}
+    calls: Counter[str] = Counter()
 
     def after_convolution(path: str) -> Callable[..., None]:
         def hook(conv: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -127,7 +140,7 @@ def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:
             and calls[made[node]] == calls[path] == readers[node] == 1]
 
 
-def count_readers(outputs: Sequence[object]) -> Counter[object]:
+def count_readers(outputs: Sequence[Any]) -> Counter[Any]:
     """How often each node of autograd's graph is read, an output counting as one reader.
 
     Outputs that no weight leads to have no node.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -85,7 +85,7 @@ NODE_KEYS = tuple(field.name for field in fields(Node))[1:]
 GRAPH_KEYS = ("nodes", "heads", "encoder_row")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, init=False)
 class Graph:
     """A skip topology: frozen, hashable, valid by construction.
 
@@ -108,14 +108,16 @@ class Graph:
 
     nodes: Mapping[str, Node]
     heads: tuple[str, ...]
-    encoder_row: int = 0
-    name: str = "graph"
+    encoder_row: int
+    name: str
 
-    def __post_init__(self) -> None:
-        nodes = _parse(self)
-        object.__setattr__(self, "nodes", MappingProxyType(nodes))
+    def __init__(self, nodes: Mapping[str, Sequence[str] | Mapping[str, Any]],
+                 heads: Sequence[str], encoder_row: int = 0, name: str = "graph") -> None:
+        vars(self).update(nodes=nodes, heads=heads, encoder_row=encoder_row, name=name)
+        parsed = _parse(self)
+        object.__setattr__(self, "nodes", MappingProxyType(parsed))
         _check_edges(self)
-        ordered = {name: nodes[name] for name in _sorted(self)}
+        ordered = {name: parsed[name] for name in _sorted(self)}
         object.__setattr__(self, "nodes", MappingProxyType(ordered))
         object.__setattr__(self, "heads", _parse_heads(self))
         _check_heads(self)

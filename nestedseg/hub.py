@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from nestedseg import shards, storage
 from nestedseg.config import Config
@@ -15,6 +15,9 @@ from nestedseg.errors import blamed
 from nestedseg.meta import fill
 from nestedseg.model import SegmentationModel, build
 from nestedseg.sources import open_source
+
+if TYPE_CHECKING:
+    from nestedseg.detection import Detector
 
 
 def from_pretrained(
@@ -28,7 +31,7 @@ def from_pretrained(
     force_download: bool = False,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-) -> SegmentationModel:
+) -> SegmentationModel | Any:
     """The model that `save_pretrained` or `push_to_hub` wrote, in eval mode.
 
     Folders and repos that segmentation_models.pytorch wrote are recognised, and converted as by
@@ -62,6 +65,7 @@ def from_pretrained(
                          local_files_only=local_files_only, force_download=force_download)
     with blamed(source.where(storage.CONFIG)):
         data = storage.read_json(source.get(storage.CONFIG))
+    model: SegmentationModel | Detector
     if smp.recognises(data):
         model = smp.from_files(data, source.get(storage.WEIGHTS))
         model = model if depth is None else model.prune(depth)
@@ -88,7 +92,7 @@ def load(source: shards.Source, data: dict[str, object], depth: int | None) -> S
     return model
 
 
-def load_detector(source: shards.Source, data: dict[str, object], depth: int | None) -> nn.Module:
+def load_detector(source: shards.Source, data: dict[str, object], depth: int | None) -> Detector:
     """The same of a detector's config, which says which one in "detector"."""
     if depth is not None:
         raise ValueError(f"{source.name!r} holds a detector, which has no depths; got {depth}")

@@ -72,18 +72,19 @@ def slide_slabs(forward: Callable[[Tensor], Tensor], read: Callable[[slice], Ten
         Which planes, from first to last, and their ``(N, K, planes, H, W)``.
     """
     depth, planes = window_sides(window, overlap, size)[0], size[0]
-    carried = carried_weight = None
+    carried: tuple[Tensor, Tensor] | None = None
     starts = slab_starts(planes, depth, overlap)
     for start, following in zip(starts, [*starts[1:], planes]):
         logits = slide(forward, read(slice(start, start + depth)), window, overlap)
         weight = _weights((depth,), logits)[:, None, None].clone()
         logits = logits * weight
         if carried is not None:  # what the slabs before say of the same planes
-            logits[:, :, :carried.shape[2]] += carried
-            weight[:len(carried_weight)] += carried_weight
+            earlier, share = carried
+            logits[:, :, :earlier.shape[2]] += earlier
+            weight[:len(share)] += share
         done = following - start
         yield slice(start, following), logits[:, :, :done] / weight[:done]
-        carried, carried_weight = logits[:, :, done:], weight[done:]
+        carried = logits[:, :, done:], weight[done:]
 
 
 def slab_starts(planes: int, depth: int, overlap: float) -> list[int]:
@@ -178,7 +179,8 @@ def predict_heads(model: SegmentationModel, image: np.ndarray) -> dict[int | str
         ValueError: an image that does not fit the model.
     """
     model.eval()
-    heads: dict[int | str, Tensor] = slide(model.forward_heads, _tensor(image, model))
+    by_depth = slide(model.forward_heads, _tensor(image, model))
+    heads: dict[int | str, Tensor] = {depth: logits for depth, logits in by_depth.items()}
     if model.output == "ensemble":
         heads["ensemble"] = ensemble(tuple(heads.values()), model.task)
     return heads

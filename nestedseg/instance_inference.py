@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
 from nestedseg.inference import OVERLAP, predict_image, slab_starts, to_mask, window_sides
 from nestedseg.instances import Piece, find_pieces, from_mask, put_together
 from nestedseg.model import SegmentationModel
 from nestedseg.preprocess import preprocess
 
+if TYPE_CHECKING:
+    from nestedseg.detection import Detector
+
 __all__ = ["predict_instances"]
 
 SCORE = 0.5
 
 
-def predict_instances(model: nn.Module, image: np.ndarray, score: float = SCORE,
-                      window: int | Sequence[int] | None = None,
+def predict_instances(model: SegmentationModel | Detector, image: np.ndarray,
+                      score: float = SCORE, window: int | Sequence[int] | None = None,
                       overlap: float = OVERLAP) -> np.ndarray:
     """The instances that a model finds in an image as it was read.
 
@@ -54,7 +57,7 @@ def predict_instances(model: nn.Module, image: np.ndarray, score: float = SCORE,
     return put_together(best_first(model.eval(), image, score, window, overlap), image.shape[:2])
 
 
-def check_finds_instances(model: nn.Module) -> None:
+def check_finds_instances(model: SegmentationModel | Detector) -> None:
     """Refuses a model that predicts neither instances nor a mask whose parts they could be.
 
     Raises:
@@ -71,7 +74,7 @@ def check_finds_instances(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def best_first(model: nn.Module, image: np.ndarray, score: float,
+def best_first(model: Detector, image: np.ndarray, score: float,
                window: int | Sequence[int] | None, overlap: float) -> Iterator[Piece]:
     """What a detector finds in the windows of an image: first all that is whole in its window."""
     x = preprocess(image, model)[0].to(next(model.parameters()).device)
@@ -90,7 +93,7 @@ def best_first(model: nn.Module, image: np.ndarray, score: float,
 
 
 @contextmanager
-def least_score(model: nn.Module, score: float) -> Iterator[None]:
+def least_score(model: Detector, score: float) -> Iterator[None]:
     """Within it, torchvision makes no masks of instances with a lower score, which take most time.
 
     What is left is the same: an instance is only ever dropped for one with a better score.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
 from nestedseg.data import LabelledInstances
 from nestedseg.instance_inference import predict_instances
@@ -16,8 +15,11 @@ from nestedseg.pictures import paint_instances, to_rgb
 from nestedseg.report import CURVES, OVERLAY, draw_curves, draw_panels, shown, write_metrics
 from nestedseg.training import Epoch, best_epoch
 
+if TYPE_CHECKING:
+    from nestedseg.detection import Detector
 
-def write_instance_report(run: str | Path, model: nn.Module, validation: LabelledInstances,
+
+def write_instance_report(run: str | Path, model: Detector, validation: LabelledInstances,
                           history: Sequence[Epoch], settings: dict[str, Any]) -> str:
     """Write ``metrics.json``, ``curves.png`` and ``overlay.png``; see `write_report`.
 
@@ -33,7 +35,7 @@ def write_instance_report(run: str | Path, model: nn.Module, validation: Labelle
     return ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
 
 
-def _panels(model: nn.Module, image: np.ndarray, truth: np.ndarray,
+def _panels(model: Detector, image: np.ndarray, truth: np.ndarray,
             name: str) -> list[tuple[str, np.ndarray]]:
     """An image, its true instances, and those that the model finds."""
     rgb, found, scores = to_rgb(image), predict_instances(model, image), InstanceScores()

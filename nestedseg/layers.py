@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from nestedseg.kernels import Conv3d, GroupNorm
 
-CONV = {2: nn.Conv2d, 3: Conv3d}
-CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
+# By axes. A kernel of any number of axes is none that torch's annotations of these know.
+CONV: dict[int, type[Any]] = {2: nn.Conv2d, 3: Conv3d}
+CONV_TRANSPOSE: dict[int, type[Any]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
 BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
@@ -105,7 +106,7 @@ def make_head(channels: int, classes: int, dims: int, kernel: int = 1) -> nn.Mod
 
 def init_he(module: nn.Module) -> None:
     """He et al. 2015 (arXiv 1502.01852), as the authors' code does: plain networks need it."""
-    if isinstance(module, (*CONV.values(), *CONV_TRANSPOSE.values())):
+    if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -1,8 +1,10 @@
 """Training objectives on logits: cross-entropy + soft Dice, summed over the supervised heads."""
 
 import math
+import operator
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ __all__ = ["DeepSupervision", "HybridLoss", "PaperHybridLoss"]
 class _SegmentationLoss(nn.Module):
     """What the losses share: a task, a checked target, and a safe precision."""
 
-    def __init__(self, task: Task):
+    def __init__(self, task: Task) -> None:
         super().__init__()
         self.task = choose("task", task, TASKS)
 
@@ -124,7 +126,7 @@ class DeepSupervision(nn.Module):
 
     def __init__(
         self, loss: Callable[[Tensor, Tensor], Tensor], weights: Sequence[float] | None = None
-    ):
+    ) -> None:
         super().__init__()
         self.loss = loss
         self.weights = None if weights is None else _check_weights(weights)
@@ -147,7 +149,7 @@ class DeepSupervision(nn.Module):
         if len(weights) != len(heads):
             raise ValueError(f"{len(weights)} weights given for {len(heads)} heads: one for each")
         pairs = zip(weights, heads, strict=True)
-        return sum(weight * self.loss(head, target) for weight, head in pairs)
+        return reduce(operator.add, [weight * self.loss(head, target) for weight, head in pairs])
 
 
 def _soft_dice_loss(p: Tensor, y: Tensor) -> Tensor:

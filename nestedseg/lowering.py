@@ -77,6 +77,7 @@ def join(conv: nn.Module, edges: Sequence[Edge], inputs: Sequence[Tensor], fuse:
          default: str) -> Tensor:
     """``conv(fuse(edge(x) for each input))``, ``(N, C, *spatial)``."""
     if which(conv, fuse, default) == "fast":
+        assert isinstance(conv, (nn.Conv2d, nn.Conv3d))
         # a traced graph must hold for all sizes, so that it cannot ask which they are
         pixels = [0 if torch.compiler.is_compiling() else x.numel() // x.shape[1] for x in inputs]
         return join_fast(Parts.of(conv, edges, pixels), edges, inputs)
@@ -108,7 +109,7 @@ class Parts:
     border: Tensor | None
 
     @classmethod
-    def of(cls, conv: nn.Module, edges: Sequence[Edge],
+    def of(cls, conv: nn.Conv2d | nn.Conv3d, edges: Sequence[Edge],
            pixels: Sequence[float] | None = None) -> Parts:
         """The parts of ``conv``, composed with those edges for which that is less work.
 
@@ -131,12 +132,13 @@ def join_fast(parts: Parts, edges: Sequence[Edge], inputs: Sequence[Tensor]) -> 
     """One transposed convolution of each composed input, one convolution of all the others."""
     dims = inputs[0].dim() - 2
     beside = [edge(x) for edge, x, kernel in zip(edges, inputs, parts.kernels) if kernel is None]
-    total = convolve_all(beside, parts.beside, parts.bias) if beside else None
+    total = None if parts.beside is None else convolve_all(beside, parts.beside, parts.bias)
     for edge, x, kernel in zip(edges, inputs, parts.kernels):
         if kernel is not None:
             bias = parts.bias if total is None else None  # once
             y = CONV_TRANSPOSE[dims](x, kernel, bias, stride=edge.up_by, padding=1)
             total = y if total is None else total.add_(y)  # no backward pass needs the summands
+    assert total is not None  # a node has an input
     if parts.border is not None:
         total = total.add_(border_map(parts.border, total.shape[2:]))
     return total

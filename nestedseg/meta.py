@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from nestedseg.storage import own_tensors
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def meta_copy(model: nn.Module) -> nn.Module:
+
+def meta_copy(model: Model) -> Model:
     """A copy on the meta device. The weights themselves are not copied on the way."""
     memo: dict[int, object] = {}
     for parameter in model.parameters():
@@ -42,8 +45,9 @@ def fill(ghost: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         value = new.get(id(old))
         setattr(module, name, torch.empty_like(old, device="cpu") if value is None else value)
     for module in ghost.modules():
-        if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
+        compute: Any = getattr(module, "init_non_persistent_buffers", None)
+        if compute is not None:
+            compute()
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

@@ -57,7 +57,7 @@ class SegmentationScores:
         >>> scores.compute()["iou"]["mean"]
     """
 
-    def __init__(self, task: Task = "binary", classes: int = 1, threshold: float = 0.5):
+    def __init__(self, task: Task = "binary", classes: int = 1, threshold: float = 0.5) -> None:
         self.task = choose("task", task, TASKS)
         self.classes = check_classes(self.task, classes)
         if not 0 < threshold < 1:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestedseg import export, shards
+from nestedseg.checkpointing import set_checkpointing
 from nestedseg.compiler import Decoder, build_decoder, infer_levels
 from nestedseg.config import Config, check_output
-from nestedseg.encoders import Description, Options, build_encoder, describe_encoder
+from nestedseg.encoders import Description, Encoder, Options, build_encoder, describe_encoder
 from nestedseg.errors import wholes
 from nestedseg.finetune import batch_norms, parameter_groups
 from nestedseg.fuse import fold_batch_norms, fuse_decoder
@@ -25,6 +26,7 @@ from nestedseg.kernels import layout_of
 from nestedseg.layers import Choice, resize_logits, split_choice
 from nestedseg.publish import push
 from nestedseg.summary import Summary, summarise
+from nestedseg.targets import Task, choose_task
 from nestedseg.topologies import resolve
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class SegmentationModel(nn.Module):
         decoder: the decoder; ``print(model.decoder.code)`` shows its forward pass.
     """
 
-    def __init__(self, config: Config, encoder: nn.Module, decoder: Decoder) -> None:
+    def __init__(self, config: Config, encoder: Encoder, decoder: Decoder) -> None:
         super().__init__()
         self._config = config
         self.encoder = encoder
@@ -73,7 +75,7 @@ class SegmentationModel(nn.Module):
         return self.graph.depths
 
     @property
-    def task(self) -> str:
+    def task(self) -> Task:
         """ "binary", "multiclass" or "multilabel"."""
         return self._config.task
 
@@ -120,9 +122,9 @@ class SegmentationModel(nn.Module):
         self.decoder.program(self._output_depths())  # compiled now, not in somebody's first trace
 
     def _output_depths(self) -> tuple[int, ...]:
-        if self.output == "ensemble":
-            return self.depths
-        return self.depths[-1:] if self.output == "deepest" else (self.output,)
+        if isinstance(self.output, int):
+            return (self.output,)
+        return self.depths if self.output == "ensemble" else self.depths[-1:]
 
     # -- forward ------------------------------------------------------------------------------
 
@@ -278,8 +280,7 @@ class SegmentationModel(nn.Module):
         """
         if encoder:
             self.encoder.set_grad_checkpointing(enable)
-        for name in self.graph.nodes:
-            self.decoder.get_submodule(name).checkpointing = enable
+        set_checkpointing(map(self.decoder.node, self.graph.nodes), enable)
 
     # -- other models from this one -----------------------------------------------------------
 
@@ -319,7 +320,9 @@ class SegmentationModel(nn.Module):
             model.to(torch.promote_types(before, torch.float32))  # halves would lose digits
             config = replace(self._config, output=self.output, fused=True)
             model = SegmentationModel(config, *fuse_parts(model))
-        model.to(dtype=dtype or before, memory_format=memory_format or torch.preserve_format)
+        model.to(dtype=dtype or before)
+        if memory_format is not None:
+            model.to(memory_format=memory_format)
         if compile:
             model.compile(options={"freezing": True})
         return model
@@ -516,24 +519,24 @@ def create(
         GraphError: a malformed topology.
         OSError: encoder weights that cannot be fetched or read.
     """
-    widths = encoder_channels if encoder == "plain" else None
-    options = Options(encoder, in_channels, dims, widths, image_size, stem, encoder_taps,
-                      pyramid_channels, strides, depth_strides)
-    if decoder_channels is not None:
-        wholes("decoder_channels", decoder_channels, 1, MAX_CHANNELS)
+    sequences: dict[str, Any] = {  # which `Options` makes tuples of
+        "encoder_channels": encoder_channels if encoder == "plain" else None,
+        "image_size": image_size, "stem": stem, "encoder_taps": encoder_taps,
+        "pyramid_channels": pyramid_channels, "strides": strides, "depth_strides": depth_strides}
+    options = Options(encoder, in_channels, dims, **sequences)
+    widths = None if decoder_channels is None else wholes(
+        "decoder_channels", decoder_channels, 1, MAX_CHANNELS)
     body = describe_encoder(options)
     graph = resolve(topology, depth, len(body.levels) - 1, deep_supervision)
-    if decoder_channels is None:
-        decoder_channels = default_widths(graph, options.encoder_channels)
-    multiple, smallest = padding(graph, body, decoder_channels, norm)
+    widths = widths or default_widths(graph, options.encoder_channels)
+    multiple, smallest = padding(graph, body, widths, norm)
     config = Config(
-        graph=graph, decoder_channels=decoder_channels, classes=classes, upsample=upsample,
-        norm=norm, activation=activation, bias=bias, dropout=dropout, head_kernel=head_kernel,
-        output=output, execution=execution,
-        task=("binary" if classes == 1 else "multiclass") if task is None else task,
+        graph=graph, decoder_channels=widths, classes=classes, upsample=upsample, norm=norm,
+        activation=activation, bias=bias, dropout=dropout, head_kernel=head_kernel,
+        output=output, execution=execution, task=choose_task(task, classes),
         pad_multiple=multiple, pad_smallest=smallest,
-        preprocessing=body.preprocessing, class_names=class_names,
-        **vars(options) | {"image_size": body.fixed_size})
+        preprocessing=body.preprocessing,
+        **vars(options) | {"image_size": body.fixed_size, "class_names": class_names})
     return build(config, encoder_weights)
 
 
@@ -569,7 +572,7 @@ def build(config: Config, encoder_weights: str | Path | bool | None = None) -> S
     return SegmentationModel(config, *fuse_parts(model.eval()))
 
 
-def fuse_parts(model: SegmentationModel) -> tuple[nn.Module, Decoder]:
+def fuse_parts(model: SegmentationModel) -> tuple[Encoder, Decoder]:
     """The encoder and decoder of a model, fused in place."""
     config = model._config
     size = config.image_size or config.pad_multiple
@@ -623,7 +626,7 @@ def pad(x: Tensor, multiple: Sequence[int], smallest: Sequence[int]) -> Tensor:
     """Pads at the far end of each axis, repeating the border, to what the encoder divides."""
     sizes = [(torch.sym_max(n, least) + m - 1) // m * m
              for n, least, m in zip(x.shape[2:], smallest, multiple)]
-    missing = [target - n for target, n in zip(sizes, x.shape[2:])]
+    missing: list[Any] = [target - n for target, n in zip(sizes, x.shape[2:])]
     if not any(isinstance(n, torch.SymInt) or n for n in missing):  # a SymInt may be 0 or not
         return x
     return F.pad(x, [side for n in reversed(missing) for side in (0, n)], mode="replicate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -74,6 +75,8 @@ class Edge(nn.Module):
 
 class Node(Recomputable):
     """X^{i,j}: the inputs brought to one resolution, fused, then the block H."""
+
+    edges: Any  # an nn.ModuleDict, of `Edge`s by the name of their input
 
     def __init__(self, inputs: Mapping[str, Level], target: Level, fuse: str, block: str,
                  style: Style, up_channels: int | None = None) -> None:

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+
+class Preprocessed(Protocol):
+    """A model that says what its images must be: a `SegmentationModel` or a detector."""
+
+    @property
+    def config(self) -> dict[str, Any]: ...
+
+    @property
+    def preprocessing(self) -> dict[str, Any]: ...
 
 
 class Moments(NamedTuple):
@@ -23,7 +33,7 @@ class Moments(NamedTuple):
         return np.where(variance > 0, np.sqrt(variance), 1)
 
 
-def preprocess(image: np.ndarray, model: nn.Module, moments: Moments | None = None) -> Tensor:
+def preprocess(image: np.ndarray, model: Preprocessed, moments: Moments | None = None) -> Tensor:
     """A float32 batch of one, ``(1, C, *spatial)``, scaled and normalised as the model expects.
 
     Integers of a picture are divided by the largest value of their type (255, 65535), so they lie
@@ -73,7 +83,8 @@ def to_unit(image: np.ndarray) -> np.ndarray:
 
 def measure(blocks: Iterable[np.ndarray]) -> Moments:
     """The moments of an image ``(*spatial, C)`` that comes in blocks along its first axis."""
-    count, total, squares = 0, 0.0, 0.0
+    count = 0
+    total = squares = np.zeros(1)
     for block in blocks:
         values = block.reshape(-1, block.shape[-1])
         count += len(values)
@@ -87,7 +98,7 @@ def standardise(values: np.ndarray, moments: Moments) -> np.ndarray:
     return ((values - moments.mean) / moments.std).astype(np.float32)
 
 
-def normalise(x: Tensor, preprocessing: dict[str, object]) -> Tensor:
+def normalise(x: Tensor, preprocessing: dict[str, Any]) -> Tensor:
     """``(..., C, *spatial)`` in [0, 1] -> the input range, minus mean, over std, per channel."""
     low, high = preprocessing["input_range"]
     shape = (-1,) + (1,) * (x.dim() - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ def push(model: SegmentationModel | Detector, repo_id: str, private: bool | None
             if revision not in (None, MAIN):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             before = api.model_info(repo_id, revision=revision)
-            if CARD in {file.rfilename for file in before.siblings}:
+            if CARD in {file.rfilename for file in before.siblings or ()}:
                 card = api.hf_hub_download(repo_id, CARD, revision=before.sha, cache_dir=name)
                 if not is_ours(Path(card).read_text(encoding="utf-8", errors="replace")):
                     (folder / CARD).unlink()
@@ -94,7 +94,8 @@ def write_repo(model: SegmentationModel | Detector, folder: Path, repo_id: str,
     config = model.config
     config["training"] = describe(model, config["training"], metrics, dataset, training)
     names = {text: Path(path).name for text, path in pictures.items()}
-    make_card = detector_card if "detector" in config else model_card
+    make_card: Callable[..., huggingface_hub.ModelCard] = (
+        detector_card if "detector" in config else model_card)
     card = make_card(model, repo_id, config, license, names)
     shards.save(folder, config, model)
     for path in pictures.values():
@@ -116,7 +117,7 @@ def describe(model: SegmentationModel | Detector, before: Mapping[str, Any] | No
     return check_training({**(before or {}), **now}, by_depth=bool(model.depths)) or None
 
 
-def scores_by_depth(model: SegmentationModel,
+def scores_by_depth(model: SegmentationModel | Detector,
                     metrics: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """The scores as the config keeps them."""
     for depth in metrics:

@@ -19,7 +19,7 @@ from nestedseg.errors import choose, nearest, show, whole, wholes
 from nestedseg.finetune import batch_norms
 from nestedseg.graph import MAX_CHANNELS, Graph, GraphError, position
 from nestedseg.kernels import layout_of
-from nestedseg.layers import ACTIVATIONS, NORMS, UPSAMPLINGS, Choice, Style
+from nestedseg.layers import ACTIVATIONS, CONV, NORMS, UPSAMPLINGS, Choice, Style
 from nestedseg.lowering import EXECUTIONS
 from nestedseg.model import crop, pad, padding
 from nestedseg.topologies import pyramid_topology, read
@@ -145,8 +145,9 @@ class FeaturePyramid(nn.Module):
         self.out_channels = config.out_channels
         names = COARSER[config.coarser]
         self.names = (*map(str, range(count)), *names)
-        self.strides = (*config.strides,
-                        *(config.strides[-1] * 2 ** n for n in range(1, len(names) + 1)))
+        self.strides: tuple[int, ...] = (
+            *config.strides,
+            *(config.strides[-1] * 2 ** n for n in range(1, len(names) + 1)))
         self.channels = (config.out_channels,) * len(self.strides)
         if config.coarser == "p6p7":
             self.p6 = make_coarser(config.out_channels)
@@ -221,7 +222,7 @@ class ShapeSpec:
 
 def make_coarser(channels: int) -> nn.Conv2d:
     """A level of RetinaNet's that the encoder has not: a 3x3 convolution with stride 2."""
-    conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+    conv = CONV[2](channels, channels, 3, stride=2, padding=1)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="linear")
     nn.init.zeros_(conv.bias)
     return conv
@@ -256,8 +257,8 @@ def pyramid(
     image_size: Sequence[int] | None = None,
     pyramid_channels: Sequence[int] | None = None,
     upsample: str = "nearest",
-    norm: str | None = "group",
-    activation: str = "relu",
+    norm: str | Mapping[str, Any] | None = "group",
+    activation: str | Mapping[str, Any] = "relu",
     execution: str = "fast",
 ) -> FeaturePyramid:
     """A feature pyramid, for detectors: a skip topology over an encoder, with a map for each level.
@@ -292,11 +293,15 @@ def pyramid(
         GraphError: a malformed topology.
         OSError: encoder weights that cannot be fetched or read.
     """
-    options = Options(encoder, in_channels, 2, encoder_channels if encoder == "plain" else None,
-                      image_size, pyramid_channels=pyramid_channels)
+    sequences: dict[str, Any] = {  # which `Options` makes tuples of
+        "encoder_channels": encoder_channels if encoder == "plain" else None,
+        "image_size": image_size, "pyramid_channels": pyramid_channels}
+    options = Options(encoder, in_channels, **sequences)
     strides = wholes("strides", strides, 1, MAX_STRIDE)
-    named = isinstance(topology, str) and not topology.endswith(".json")
-    graph = pyramid_topology(topology, len(strides) - 1) if named else read(topology)
+    if isinstance(topology, str) and not topology.endswith(".json"):
+        graph = pyramid_topology(topology, len(strides) - 1)
+    else:
+        graph = read(topology)
     frozen = bool(encoder_weights) if frozen_batch_norm is None else frozen_batch_norm
     config = PyramidConfig(graph, options, out_channels, strides, coarser, frozen, upsample, norm,
                            activation, execution)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub import errors
@@ -87,7 +88,7 @@ class Repo:
         options: further arguments of `huggingface_hub.hf_hub_download`.
     """
 
-    def __init__(self, name: str, revision: str | None = None, **options: object) -> None:
+    def __init__(self, name: str, revision: str | None = None, **options: Any) -> None:
         self.name, self.revision, self.options = name, revision, options
 
     def where(self, file: str) -> str:

@@ -121,11 +121,11 @@ def _text(value: Any) -> Any:
 
 def depth_table(depths: Sequence[DepthReport]) -> str:
     """The depths as a Markdown table whose columns line up."""
-    rows = [("depth", "IoU", "Dice", "parameters", "MACs", "time per image")]
-    rows += [(str(row.depth), f"{row.iou:.4f}", f"{row.dice:.4f}", f"{row.parameters:,}",
-              f"{row.macs / 1e9:.2f} G", f"{1e3 * row.seconds:.1f} ms") for row in depths]
+    rows = [["depth", "IoU", "Dice", "parameters", "MACs", "time per image"]]
+    rows += [[str(row.depth), f"{row.iou:.4f}", f"{row.dice:.4f}", f"{row.parameters:,}",
+              f"{row.macs / 1e9:.2f} G", f"{1e3 * row.seconds:.1f} ms"] for row in depths]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, tuple("-" * (width - 1) + ":" for width in widths))
+    rows.insert(1, ["-" * (width - 1) + ":" for width in widths])
     lines = [" | ".join(map(str.rjust, row, widths)) for row in rows]
     return "".join(f"| {line} |\n" for line in lines)
 

@@ -79,7 +79,7 @@ def split(model: SegmentationModel | Detector) -> dict[str, list[str]]:
     count = len(model.depths)
     if count <= 1:
         return {storage.WEIGHTS: whole}
-    ghost = meta_copy(model)
+    ghost: Any = meta_copy(model)  # of several depths, so that it can be pruned
     needed = [list(storage.own_tensors(ghost.prune(depth))) for depth in model.depths]
     needed[-1] += whole  # were there tensors that no depth needs
     placed: set[str] = set()
@@ -100,7 +100,7 @@ def make_index(directory: Path, files: Mapping[str, list[str]],
             "weight_map": {name: file for file, names in files.items() for name in names}}
 
 
-def _weights_writer(model: SegmentationModel, names: list[str]) -> storage.Writer:
+def _weights_writer(model: nn.Module, names: list[str]) -> storage.Writer:
     def write(path: Path) -> None:
         state = model.state_dict()  # cloned, because safetensors refuses tensors that share memory
         tensors = {name: state[name].clone(memory_format=torch.contiguous_format)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -104,7 +104,7 @@ def fullest(mask: np.ndarray) -> list[int]:
     return [int(area.argmax()) if area.any() else len(area) // 2 for area in areas]
 
 
-def _draw_panel(axes, panel: _Panel) -> None:
+def _draw_panel(axes: Any, panel: _Panel) -> None:
     height, width = panel.size
     axes.imshow(to_rgb(panel.pixels), origin="lower", extent=(0, width, 0, height),
                 interpolation="nearest")

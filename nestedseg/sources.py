@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from nestedseg import storage
 from nestedseg.errors import show
@@ -10,7 +11,7 @@ from nestedseg.remote import Repo, is_repo_id
 from nestedseg.shards import Source
 
 
-def open_source(name: str | Path, **options: object) -> Source:
+def open_source(name: str | Path, **options: Any) -> Source:
     """The folder of this name if there is one, else the repo.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,6 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from nestedseg.encoders.description import MAX_SIDE
 from nestedseg.errors import wholes
 from nestedseg.meta import meta_copy
+
+if TYPE_CHECKING:
+    from nestedseg.model import SegmentationModel
 
 
 @dataclass(frozen=True)
@@ -56,28 +60,29 @@ class Summary:
         return "\n".join(lines)
 
 
-def summarise(model: nn.Module, size: int | Sequence[int] | None) -> Summary:
+def summarise(model: SegmentationModel, size: int | Sequence[int] | None) -> Summary:
     """See `SegmentationModel.summary`."""
-    size = image_size(model, size)
+    sides = image_size(model, size)
     rows = []
     for depth in model.depths:
         small = model.prune(depth).eval()
         stride = small.decoder.strides[small.graph.heads[0]]
         parameters = sum(p.numel() for p in small.parameters())
-        macs = count_macs(small, model.config["in_channels"], size)
+        macs = count_macs(small, model.config["in_channels"], sides)
         rows.append(Row(depth, parameters, macs, stride))
-    return Summary(size, tuple(rows))
+    return Summary(sides, tuple(rows))
 
 
-def image_size(model: nn.Module, size: int | Sequence[int] | None = None) -> tuple[int, ...]:
+def image_size(model: SegmentationModel,
+               size: int | Sequence[int] | None = None) -> tuple[int, ...]:
     """One side an axis: ``size``, else that of the preprocessing, else 256 (2-D) or 64 (3-D)."""
     dims = model.config["dims"]
     if size is None:
         size = model.preprocessing["size"] or (256 if dims == 2 else 64)
-    size = wholes("size", (size,) * dims if isinstance(size, int) else size, 1, MAX_SIDE)
-    if len(size) != dims:
-        raise ValueError(f"size needs {dims} numbers for a {dims}-D model, got {size}")
-    return size
+    sides = wholes("size", (size,) * dims if isinstance(size, int) else size, 1, MAX_SIDE)
+    if len(sides) != dims:
+        raise ValueError(f"size needs {dims} numbers for a {dims}-D model, got {sides}")
+    return sides
 
 
 @torch.no_grad()

@@ -5,8 +5,21 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from nestedseg.errors import choose
+
 Task = Literal["binary", "multiclass", "multilabel"]
 TASKS: tuple[Task, ...] = get_args(Task)
+
+
+def choose_task(task: str | None, classes: int) -> Task:
+    """The task that was asked for, or the usual one of so many classes.
+
+    Raises:
+        ValueError: it is unknown.
+    """
+    if task is None:
+        return "binary" if classes == 1 else "multiclass"
+    return choose("task", task, TASKS)
 
 
 def check_classes(task: Task, classes: int) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from nestedseg.data import InstancePatches, LabelledImages, LabelledInstances, Patches
 from nestedseg.evaluation import new_scores, score_heads
@@ -20,6 +20,7 @@ from nestedseg.model import SegmentationModel
 from nestedseg.preprocess import preprocess
 
 if TYPE_CHECKING:
+    from nestedseg.detection import Detector
     from nestedseg.training import Settings
 
 
@@ -39,7 +40,7 @@ class Task(Protocol):
     def check(self, images: LabelledImages, name: str) -> None:
         """Refuses images that do not fit the model."""
 
-    def patches(self, images: Any, settings: Settings) -> Dataset[Any]:
+    def patches(self, images: Any, settings: Settings) -> Patches | InstancePatches:
         """The samples to train on."""
 
     def loss(self, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
@@ -52,7 +53,7 @@ class Task(Protocol):
         """The score by which the best epoch is chosen, and all scores by name."""
 
 
-def task_of(model: nn.Module) -> Task:
+def task_of(model: SegmentationModel | Detector) -> Task:
     """The task of a model.
 
     Raises:
@@ -61,7 +62,7 @@ def task_of(model: nn.Module) -> Task:
     return PixelTask(model) if isinstance(model, SegmentationModel) else InstanceTask(model)
 
 
-class PixelTask:
+class PixelTask(Task):
     """A semantic model: the hybrid loss on every head, the IoU of each."""
 
     measure = "IoU"
@@ -104,12 +105,12 @@ class PixelTask:
         return ious[str(output_key(self.model))], ious
 
 
-class InstanceTask:
+class InstanceTask(Task):
     """A Mask R-CNN: the sum of its losses, and the scores of the paper's Table V."""
 
     measure = "DSB score"
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Detector) -> None:
         check_finds_instances(model)
         self.model = model
         encoder = model.config["pyramid"]["encoder"]["encoder"]
@@ -133,7 +134,8 @@ class InstanceTask:
 
     def loss(self, model: nn.Module, inputs: list[Tensor],
              targets: list[dict[str, Tensor]]) -> Tensor:
-        return sum(model(inputs, targets).values())
+        losses: dict[str, Tensor] = model(inputs, targets)
+        return reduce(operator.add, losses.values())
 
     def totals(self, images: LabelledInstances, indices: Iterable[int]) -> Tensor:
         scores = InstanceScores()
@@ -148,7 +150,7 @@ class InstanceTask:
         return found["score"], found
 
 
-def check_channels(images: LabelledImages, model: nn.Module, name: str) -> None:
+def check_channels(images: LabelledImages, model: SegmentationModel | Detector, name: str) -> None:
     """Refuses colours that the model does not take."""
     channels = len(model.preprocessing["mean"])
     if images.in_channels not in (1, channels):

@@ -12,18 +12,21 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from timm.utils import distribute_bn
-from torch import nn
 from torch.utils.data import DataLoader
 
 from nestedseg.data import EpochSampler, LabelledImages
 from nestedseg.errors import choose, show
 from nestedseg.extras import require
 from nestedseg.tasks import task_of
+
+if TYPE_CHECKING:
+    from nestedseg.detection import Detector
+    from nestedseg.model import SegmentationModel
 
 __all__ = ["Epoch", "Settings", "best_epoch", "fit"]
 
@@ -106,7 +109,7 @@ class Epoch:
     seconds: float
 
 
-def fit(model: nn.Module, train: LabelledImages, validation: LabelledImages,
+def fit(model: SegmentationModel | Detector, train: LabelledImages, validation: LabelledImages,
         run: str | Path, settings: Settings | None = None, resume: bool = False,
         log: Callable[[str], None] = print) -> list[Epoch]:
     """Train a model, and keep the best weights.
@@ -148,8 +151,9 @@ def best_epoch(history: list[Epoch]) -> Epoch:
 
 
 class _Trainer:
-    def __init__(self, model: nn.Module, train: LabelledImages, validation: LabelledImages,
-                 run: Path, settings: Settings, log: Callable[[str], None]):
+    def __init__(self, model: SegmentationModel | Detector, train: LabelledImages,
+                 validation: LabelledImages, run: Path, settings: Settings,
+                 log: Callable[[str], None]) -> None:
         self.task = task_of(model)
         for name, images in (("training", train), ("validation", validation)):
             if images.foreground == 0:
@@ -229,7 +233,7 @@ class _Trainer:
             totals = self.accelerator.reduce(totals.to(self.accelerator.device), "sum").cpu()
         return self.task.scores(totals)
 
-    def _progress(self, number: int):
+    def _progress(self, number: int) -> Any:
         # tqdm's disable=None: no bar where the output is no terminal.
         hidden = None if self.accelerator.is_main_process else True
         return require("tqdm").tqdm(self.loader, desc=f"epoch {number + 1}", unit="batch",
@@ -240,10 +244,10 @@ class _Trainer:
         limit = self.settings.seconds
         late = bool(self.history) and limit is not None \
             and elapsed + self.history[-1].seconds > limit
-        late = torch.tensor(float(late), device=self.accelerator.device)
+        flag = torch.tensor(float(late), device=self.accelerator.device)
         patience = len(self.history) - best_epoch(self.history).epoch if self.history else 0
         return (len(self.history) >= self.settings.epochs or patience >= self.settings.patience
-                or self.accelerator.reduce(late, "sum").item() > 0)
+                or self.accelerator.reduce(flag, "sum").item() > 0)
 
     def _log(self, line: str) -> None:
         if self.accelerator.is_main_process:
@@ -297,8 +301,8 @@ def _precision(wanted: str) -> str:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def _identity(model: nn.Module, train: LabelledImages, validation: LabelledImages,
-              settings: Settings) -> dict[str, Any]:
+def _identity(model: SegmentationModel | Detector, train: LabelledImages,
+              validation: LabelledImages, settings: Settings) -> dict[str, Any]:
     """All that a run's numbers depend on: a checkpoint is continued only where it is the same."""
     fixed = {key: value for key, value in asdict(settings).items() if key not in MAY_CHANGE}
     return {**model.config, **fixed,

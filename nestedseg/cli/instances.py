@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from nestedseg.data import LabelledInstances
+
+if TYPE_CHECKING:
+    from nestedseg.detection import MaskRCNN
 
 PATCH = [256]
 TOPOLOGY = "fpnpp"
@@ -36,7 +38,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         make_detector(args)
 
 
-def create_detector(args: argparse.Namespace, images: LabelledInstances) -> nn.Module:
+def create_detector(args: argparse.Namespace, images: LabelledInstances) -> MaskRCNN:
     """The Mask R-CNN to train. Pretrained encoders keep the colours and statistics they know."""
     if args.encoder_weights is not None:
         return make_detector(args, encoder_weights=args.encoder_weights)
@@ -44,7 +46,7 @@ def create_detector(args: argparse.Namespace, images: LabelledInstances) -> nn.M
                          image_std=images.std)
 
 
-def make_detector(args: argparse.Namespace, **options: Any) -> nn.Module:
+def make_detector(args: argparse.Namespace, **options: Any) -> MaskRCNN:
     """A Mask R-CNN that takes images as they are, since it learns from patches of them."""
     if args.decoder_channels is not None:
         if len(args.decoder_channels) != 1:

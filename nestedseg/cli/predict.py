@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
 import nestedseg
 from nestedseg.cli.arguments import MODEL_HELP, device, one_or_all
@@ -20,6 +20,9 @@ from nestedseg.instance_inference import SCORE, check_finds_instances, predict_i
 from nestedseg.model import SegmentationModel
 from nestedseg.pictures import paint_classes, paint_instances, to_rgb
 from nestedseg.slices import Case, draw_slices
+
+if TYPE_CHECKING:
+    from nestedseg.detection import Detector
 
 MAX_INSTANCES = 65_535  # in a map of 16 bit
 
@@ -40,7 +43,7 @@ def predict(args: argparse.Namespace) -> None:
     print(f"{len(paths)} images: {kind} are in {results}, overlays in {overlays}")
 
 
-def _choose_output(args: argparse.Namespace, model: nn.Module,
+def _choose_output(args: argparse.Namespace, model: SegmentationModel | Detector,
                    dims: int) -> tuple[str, Callable[..., None]]:
     """What `predict` writes, as its folder is called, and the function that does."""
     semantic = isinstance(model, SegmentationModel)
@@ -76,8 +79,8 @@ def _predict_volume(args: argparse.Namespace, model: SegmentationModel, path: Pa
         draw_slices([case], overlays / f"{split_name(path)[0]}.png")
 
 
-def _predict_instances(args: argparse.Namespace, model: nn.Module, path: Path, maps: Path,
-                       overlays: Path) -> None:
+def _predict_instances(args: argparse.Namespace, model: SegmentationModel | Detector, path: Path,
+                       maps: Path, overlays: Path) -> None:
     image = read_image(path)
     with _naming(path):
         found = predict_instances(model, image, SCORE if args.score is None else args.score,

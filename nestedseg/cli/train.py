@@ -6,10 +6,9 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
 
 import nestedseg
 from nestedseg.cli import instances
@@ -29,6 +28,9 @@ from nestedseg.model import SegmentationModel
 from nestedseg.publish import open_repo
 from nestedseg.report import depth_table, write_report
 from nestedseg.training import MODEL, PRECISIONS, Settings, fit
+
+if TYPE_CHECKING:
+    from nestedseg.detection import Detector
 
 PATCH = {2: [96], 3: [64]}  # one number for all axes
 TOPOLOGY = "unetpp"
@@ -72,7 +74,7 @@ class Recipe(NamedTuple):
 
     patch: Sequence[int]
     read: Callable[[Sequence[Pair]], LabelledImages]
-    create: Callable[[Any], nn.Module]
+    create: Callable[[Any], SegmentationModel | Detector]
     report: Callable[..., str]
 
 

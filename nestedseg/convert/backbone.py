@@ -8,6 +8,7 @@ import timm
 from torch import nn
 
 from nestedseg.encoders.stem import StemmedEncoder
+from nestedseg.encoders.timm_encoder import TimmEncoder
 from nestedseg.errors import show
 from nestedseg.model import SegmentationModel
 
@@ -42,6 +43,7 @@ def timm_encoder(model: SegmentationModel, fill: bool = False) -> nn.Module:
     encoder = model.encoder.body if isinstance(model.encoder, StemmedEncoder) else model.encoder
     if encoder is None:
         raise ValueError(f"the model was cut down to its stem; nothing is left of {name!r}")
+    assert isinstance(encoder, TimmEncoder)  # the plain one was refused
     held = encoder.model.state_dict()
     _, trial, _ = encoder.key
     backbone = timm.create_model(name, num_classes=0, in_chans=trial.in_channels,

@@ -31,6 +31,7 @@ from nestedseg.encoders import Options, describe_encoder
 from nestedseg.graph import Graph, position
 from nestedseg.layers import split_choice
 from nestedseg.model import SegmentationModel, padding
+from nestedseg.targets import choose_task
 from nestedseg.topologies import topology
 
 
@@ -88,10 +89,9 @@ def mirror(theirs: Theirs, task: str | None) -> Config:
     options = Options("plain", theirs.in_channels, theirs.dims, theirs.features[:-1])
     body = describe_encoder(options)
     multiple, smallest = padding(graph, body, theirs.features[:-1], theirs.norm)
-    default = "binary" if theirs.classes == 1 else "multiclass"
     return Config(
         graph=graph, decoder_channels=theirs.features[:-1], classes=theirs.classes,
-        task=default if task is None else task, upsample=theirs.upsample, norm=theirs.norm,
+        task=choose_task(task, theirs.classes), upsample=theirs.upsample, norm=theirs.norm,
         activation=theirs.activation, bias=theirs.bias and not absorbs_bias(theirs),
         dropout=theirs.dropout,
         pad_multiple=multiple, pad_smallest=smallest, preprocessing=body.preprocessing,

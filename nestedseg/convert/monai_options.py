@@ -94,7 +94,7 @@ class Theirs:
         for key in arguments:
             if key not in DEFAULTS or (key == "deep_supervision" and network == "BasicUNet"):
                 raise TypeError(f"{network} has no argument {show(key)}; {nearest(key, DEFAULTS)}")
-        given = DEFAULTS | dict(arguments)
+        given: dict[str, Any] = DEFAULTS | dict(arguments)
         features = wholes("features", given["features"], 1, MAX_CHANNELS, most=6)
         if len(features) != 6:
             raise ValueError(f"features must be 6 numbers, got {features}")

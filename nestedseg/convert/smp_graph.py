@@ -19,7 +19,7 @@ from nestedseg.convert.weights import refuse
 from nestedseg.errors import choose
 from nestedseg.graph import Graph, position
 from nestedseg.model import padding
-from nestedseg.targets import TASKS
+from nestedseg.targets import TASKS, Task
 
 Blocks = dict[str, "str | None"]
 ATTENTION = {"cSE.1": "squeeze", "cSE.3": "excite", "sSE.0": "spatial"}
@@ -60,16 +60,17 @@ def mirror(theirs: Theirs, found: Match, task: str | None) -> tuple[Config, Bloc
     return config, name_modules(theirs, found, names, head)
 
 
-def choose_task(theirs: Theirs, task: str | None) -> str:
+def choose_task(theirs: Theirs, task: str | None) -> Task:
     """The task whose probabilities are the model's outputs, or the one that was asked for."""
     fits = ACTIVATIONS[theirs.activation]
     if task is None:
-        default = "binary" if theirs.classes == 1 else "multiclass"
+        default: Task = "binary" if theirs.classes == 1 else "multiclass"
         return default if default in fits else fits[-1]
-    if choose("task", task, TASKS) not in fits:
+    chosen = choose("task", task, TASKS)
+    if chosen not in fits:
         raise ValueError(f"a model that ends in {theirs.activation!r} serves the tasks "
                          f"{', '.join(fits)}, not {task!r}")
-    return task
+    return chosen
 
 
 def entry_block(theirs: Theirs, found: Match) -> str | None:
@@ -84,7 +85,8 @@ def has_centre(theirs: Theirs) -> bool:
     return theirs.encoder_name.startswith("vgg")
 
 
-def unet(theirs: Theirs, widths: Mapping[int, int], below: str) -> tuple[dict[str, Any], Blocks]:
+def unet(theirs: Theirs, widths: Mapping[int, int],
+         below: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Nodes, deepest first, and the node of each of their blocks.
 
     Args:
@@ -103,7 +105,7 @@ def unet(theirs: Theirs, widths: Mapping[int, int], below: str) -> tuple[dict[st
 
 
 def unet_plus_plus(theirs: Theirs, widths: Mapping[int, int],
-                   below: str) -> tuple[dict[str, Any], Blocks]:
+                   below: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The same for the nested decoder, whose nodes are not the paper's.
 
     The one named x_{d}_{i} there is the (i - d + 1)th of row depth - 1 - i; it reads the rest of

@@ -10,15 +10,16 @@ from nestedseg.convert.weights import refuse
 from nestedseg.errors import choose, nearest, show, whole, wholes
 from nestedseg.graph import MAX_CHANNELS
 from nestedseg.layers import Choice
-from nestedseg.targets import TASKS
+from nestedseg.targets import TASKS, Task
 
 ARCHITECTURES = ("Unet", "UnetPlusPlus")
 # At a factor of two, the last two are the first.
 INTERPOLATIONS = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic",
                   "nearest-exact": "nearest", "area": "nearest"}
 # The tasks whose probabilities each gives, or leaves to be made of its logits.
-ACTIVATIONS = {None: TASKS, "identity": TASKS, "sigmoid": ("binary", "multilabel"),
-               "softmax": ("multiclass",), "softmax2d": ("multiclass",)}
+ACTIVATIONS: dict[str | None, tuple[Task, ...]] = {
+    None: TASKS, "identity": TASKS, "sigmoid": ("binary", "multilabel"),
+    "softmax": ("multiclass",), "softmax2d": ("multiclass",)}
 CHANNELS = (256, 128, 64, 32, 16)
 NORMS = ("batchnorm", "instancenorm", "identity")
 IGNORED = ("encoder_weights", "drop_rate", "drop_path_rate")  # they change no trained output

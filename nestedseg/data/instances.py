@@ -31,7 +31,7 @@ class LabelledInstances(LabelledImages):
         ValueError: as of `LabelledImages`, or a label that is no instance map.
     """
 
-    def __init__(self, pairs: Sequence[Pair]):
+    def __init__(self, pairs: Sequence[Pair]) -> None:
         super().__init__(pairs)
 
     def class_indices(self, label: np.ndarray, pair: Pair) -> np.ndarray:

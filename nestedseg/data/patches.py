@@ -80,7 +80,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         room = [max(0, length - side) for length, side in zip(target.shape, self.size)]
         corner = self._around_foreground(target, rng)
         if corner is None:
-            corner = [rng.integers(most + 1) for most in room]
+            corner = np.array([rng.integers(most + 1) for most in room])
         window = tuple(slice(start, start + side) for start, side
                        in zip(np.clip(corner, 0, room), self.size))
         return image[window], target[window]
@@ -105,7 +105,7 @@ class EpochSampler(Sampler[int]):
         seed: of the order.
     """
 
-    def __init__(self, length: int, seed: int = 0):
+    def __init__(self, length: int, seed: int = 0) -> None:
         self.length, self.seed, self.epoch = length, seed, 0
 
     def set_epoch(self, epoch: int) -> None:

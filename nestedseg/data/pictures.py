@@ -49,7 +49,9 @@ def read_image(path: str | Path) -> np.ndarray:
     except OSError as error:
         raise ValueError(f"cannot read the image {path}: {error.strerror}") from error
     # OpenCV refuses an empty buffer, and answers a damaged one with no page.
-    pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1] if data.size else ()
+    pages: Sequence[np.ndarray] = ()
+    if data.size:
+        pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1]
     if len(pages) != 1:
         what = _stack(len(pages)) if pages else "it is damaged or of another format"
         raise ValueError(f"cannot read the image {path}: {what}")

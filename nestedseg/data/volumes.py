@@ -197,9 +197,10 @@ def _check_grids(image: Volume, label: Volume) -> None:
     if image.shape != label.shape:
         raise ValueError(f"{image.path} is {_by(image.shape)} voxels, its label {label.path} "
                          f"{_by(label.shape)}")
-    if image.source is not None and not np.allclose(image.affine, label.affine, atol=1e-3):
+    ours, theirs = image.affine, label.affine
+    if ours is not None and theirs is not None and not np.allclose(ours, theirs, atol=1e-3):
         raise ValueError(f"{image.path} and its label {label.path} lie elsewhere: their affines "
-                         f"{image.affine.tolist()} and {label.affine.tolist()} differ")
+                         f"{ours.tolist()} and {theirs.tolist()} differ")
 
 
 def _by(shape: Sequence[int]) -> str:
@@ -246,7 +247,8 @@ def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
     packed = draft.with_suffix(".gz")
     try:
         mask = _create(draft, like)
-        yield mask if like.source is None else _canonical(mask, like.affine)
+        affine = like.affine
+        yield mask if affine is None else _canonical(mask, affine)
         mask.flush()
         if suffix.lower() == ".nii.gz":
             _pack(draft, packed)

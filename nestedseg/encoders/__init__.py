@@ -1,8 +1,6 @@
 """Encoders: the paper's plain one, and every timm model, behind one contract.
 
-An encoder is a module with ``levels`` (channels and stride of each feature, finest first),
-``forward(x) -> [feature, ...]`` and ``keep(count)``, which removes all but the ``count`` finest
-levels. Its `Description` is had without building it.
+Each is an `Encoder`. Its `Description` is had without building it.
 """
 
 from __future__ import annotations
@@ -12,16 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import timm
-from torch import nn
 
 from nestedseg.encoders import plain, timm_encoder
+from nestedseg.encoders.contract import Encoder
 from nestedseg.encoders.description import Description, Options
 from nestedseg.encoders.info import EncoderInfo, encoder_info
 from nestedseg.encoders.stem import StemmedEncoder, stem_channels
 from nestedseg.layers import Level, Style
 
-__all__ = ["Description", "EncoderInfo", "Options", "build_encoder", "describe_encoder",
-           "encoder_info", "list_encoders"]
+__all__ = ["Description", "Encoder", "EncoderInfo", "Options", "build_encoder",
+           "describe_encoder", "encoder_info", "list_encoders"]
 
 
 def list_encoders(pattern: str = "*", pretrained: bool = False) -> list[str]:
@@ -64,7 +62,7 @@ def with_stem(body: Description, stem: bool | int | tuple[int, ...]) -> Descript
 
 
 def build_encoder(options: Options, style: Style, weights: str | Path | bool | None,
-                  count: int) -> nn.Module:
+                  count: int) -> Encoder:
     """The encoder with its ``count`` finest levels, its weights loaded.
 
     Raises:
@@ -73,6 +71,7 @@ def build_encoder(options: Options, style: Style, weights: str | Path | bool | N
     """
     levels, body = describe_encoder(options).levels, describe_body(options)
     added = len(levels) - len(body.levels)
+    encoder: Encoder
     if options.encoder != "plain":
         encoder = timm_encoder.build(options, weights, body, max(1, count - added))
     elif weights:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from nestedseg.errors import show, whole, wholes
 from nestedseg.graph import MAX_CHANNELS
@@ -29,9 +29,9 @@ class Options:
     in_channels: int = 3
     dims: int = 2
     encoder_channels: tuple[int, ...] | None = None
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[int, ...] | None = None
     stem: bool | int | tuple[int, ...] = False
-    encoder_taps: tuple[int, ...] | tuple[str, ...] | None = None
+    encoder_taps: tuple[int | str, ...] | None = None
     pyramid_channels: tuple[int, ...] | None = None
     strides: tuple[tuple[int, ...], ...] | None = None
     depth_strides: tuple[int, ...] | None = None
@@ -69,7 +69,7 @@ class Options:
         if isinstance(self.strides, str) or not isinstance(self.strides, Sequence):
             raise TypeError("strides must be a sequence of strides, each one number an axis, got "
                             f"{show(self.strides)}")
-        steps = len(self.encoder_channels) - 1
+        steps = len(self.encoder_channels or ()) - 1
         if len(self.strides) != steps:
             raise ValueError(f"strides: {steps + 1} encoder_channels need {steps} strides, one "
                              f"from each level to the next, got {len(self.strides)}")
@@ -81,7 +81,7 @@ class Options:
         return strides
 
 
-def are_names(taps: Any) -> bool:
+def are_names(taps: Any) -> TypeGuard[Sequence[str]]:
     """Whether these are the names of modules, and not too many or too long."""
     return (isinstance(taps, (list, tuple)) and 1 <= len(taps) <= MAX_TAPS
             and all(isinstance(tap, str) and len(tap) <= MAX_NAME for tap in taps))
@@ -107,5 +107,5 @@ class Description:
     preprocessing: dict[str, Any]
     smallest: tuple[int, ...]
     pattern: str = "plain"
-    fixed_size: tuple[int, int] | None = None
+    fixed_size: tuple[int, ...] | None = None
     backbone: Any = None

@@ -8,6 +8,7 @@ the result is that of the 2-D module.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm import layers
@@ -39,6 +40,8 @@ def conversion_of(module: nn.Module) -> Callable[..., None] | None:
     return None
 
 
+# A rule's ``module`` is Any: it is of a class in `CONVERSIONS`, whose attributes nn.Module lacks.
+
 # -- kernels ---------------------------------------------------------------------------------------
 
 
@@ -66,11 +69,11 @@ def redraw(weight: Tensor, kernel: int) -> Tensor:
     return torch.randn_like(inflate(weight, kernel)) * spread + weight.mean()
 
 
-def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+def pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
-def sizes_of(module: nn.Module, depth_stride: int | None) -> None:
+def sizes_of(module: Any, depth_stride: int | None) -> None:
     """Kernel, stride, padding and dilation along three axes, depth's being the shorter side's."""
     kernel, stride = pair(module.kernel_size), pair(module.stride)
     padding, dilation = pair(module.padding), pair(getattr(module, "dilation", 1))
@@ -85,7 +88,7 @@ def sizes_of(module: nn.Module, depth_stride: int | None) -> None:
         module.dilation = (dilation[short], *dilation)
 
 
-def convert_conv(module: nn.Module, depth_stride: int | None, pretrained: bool) -> None:
+def convert_conv(module: Any, depth_stride: int | None, pretrained: bool) -> None:
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
         return  # its forward then fails on a volume, which names it
     sizes_of(module, depth_stride)
@@ -97,7 +100,7 @@ def convert_conv(module: nn.Module, depth_stride: int | None, pretrained: bool) 
     module.__class__ = Conv3dSame if isinstance(module, layers.Conv2dSame) else nn.Conv3d
 
 
-def convert_standardised(module: nn.Module, depth_stride: int | None, pretrained: bool) -> None:
+def convert_standardised(module: Any, depth_stride: int | None, pretrained: bool) -> None:
     sizes_of(module, depth_stride)
     kernel = module.kernel_size[0]
     module.weight = nn.Parameter(inflate(module.weight.detach() * kernel, kernel),
@@ -106,12 +109,12 @@ def convert_standardised(module: nn.Module, depth_stride: int | None, pretrained
     module.__class__ = StandardisedConv3d
 
 
-def convert_pool(module: nn.Module, depth_stride: int | None, pretrained: bool) -> None:
+def convert_pool(module: Any, depth_stride: int | None, pretrained: bool) -> None:
     sizes_of(module, depth_stride)
     module.__class__ = next(POOLS[cls] for cls in type(module).__mro__ if cls in POOLS)
 
 
-def convert_blur(module: nn.Module, depth_stride: int | None, pretrained: bool) -> None:
+def convert_blur(module: Any, depth_stride: int | None, pretrained: bool) -> None:
     """Blurs depth too, where it makes it coarser."""
     step = module.stride if depth_stride is None else depth_stride
     if step > 1:
@@ -125,7 +128,7 @@ def convert_blur(module: nn.Module, depth_stride: int | None, pretrained: bool) 
     module.__class__ = BlurPool3d
 
 
-def convert_upsample(module: nn.Module, depth_stride: int | None, pretrained: bool) -> None:
+def convert_upsample(module: Any, depth_stride: int | None, pretrained: bool) -> None:
     factor = pair(module.scale_factor)
     module.scale_factor = (factor[0] if depth_stride is None else float(depth_stride), *factor)
     module.__class__ = translated(nn.Upsample)
@@ -133,7 +136,7 @@ def convert_upsample(module: nn.Module, depth_stride: int | None, pretrained: bo
 
 def becomes(cls: type[nn.Module]) -> Callable[..., None]:
     """The rule for a class whose content stays as it is."""
-    def convert_class(module: nn.Module, depth_stride: int | None, pretrained: bool) -> None:
+    def convert_class(module: Any, depth_stride: int | None, pretrained: bool) -> None:
         module.__class__ = cls
     return convert_class
 
@@ -141,7 +144,7 @@ def becomes(cls: type[nn.Module]) -> Callable[..., None]:
 # -- what timm has in 2-D alone --------------------------------------------------------------------
 
 
-def pad_same(x: Tensor, module: nn.Module, value: float = 0.0) -> Tensor:
+def pad_same(x: Tensor, module: Any, value: float = 0.0) -> Tensor:
     """TensorFlow's padding, such that n voxels give n / stride, rounded up."""
     dilation = pair(getattr(module, "dilation", 1))
     sides: list[int] = []
@@ -176,6 +179,10 @@ class AvgPool3dSame(nn.AvgPool3d):
 class StandardisedConv3d(nn.Conv3d):
     """Weight standardisation (arXiv 1903.10520), with a gain where it is scaled (2101.08692)."""
 
+    eps: float
+    scale: float
+    gain: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         if getattr(self, "same_pad", False):
             x = pad_same(x, self)
@@ -189,6 +196,11 @@ class StandardisedConv3d(nn.Conv3d):
 
 class BlurPool3d(nn.Module):
     """Anti-aliasing (arXiv 1904.11486): a binomial filter, then every other voxel."""
+
+    filt: Tensor
+    padding: list[int]
+    pad_mode: str
+    stride: tuple[int, int, int]
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, self.padding, mode=self.pad_mode)

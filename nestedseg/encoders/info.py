@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from timm.models import get_pretrained_cfg
-
 from nestedseg.encoders import timm_encoder
 from nestedseg.encoders.description import Options
+from nestedseg.encoders.trial import pretrained_cfg
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class EncoderInfo:
     channels: tuple[int, ...]
     parameters: int
     pattern: str
-    image_size: tuple[int, int]
+    image_size: tuple[int, ...]
     any_size: bool
     multiple: int
 
@@ -54,5 +53,5 @@ def encoder_info(name: str, dims: int = 2) -> EncoderInfo:
     return EncoderInfo(
         name, strides, channels,
         trial.parameters, description.pattern,
-        tuple(get_pretrained_cfg(name).input_size[-2:]), description.fixed_size is None,
+        tuple(pretrained_cfg(name).input_size[-2:]), description.fixed_size is None,
         description.multiples[-1][-1])

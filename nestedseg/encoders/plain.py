@@ -5,9 +5,11 @@ from __future__ import annotations
 import operator
 from itertools import accumulate
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from nestedseg.blocks import DoubleConv
+from nestedseg.checkpointing import set_checkpointing
+from nestedseg.encoders.contract import Encoder
 from nestedseg.encoders.description import Description, Options
 from nestedseg.kernels import preferred_layout
 from nestedseg.layers import Level, Style, max_pool, steps_between
@@ -15,17 +17,17 @@ from nestedseg.layers import Level, Style, max_pool, steps_between
 
 def describe(options: Options) -> Description:
     """Strides 1, 2, 4, ..., or the product of those asked for, with the widths asked for."""
-    one = (1,) * options.dims
-    steps = options.strides or [(2,) * options.dims] * (len(options.encoder_channels) - 1)
+    one, widths = (1,) * options.dims, options.encoder_channels or ()
+    steps = options.strides or [(2,) * options.dims] * (len(widths) - 1)
     strides = accumulate([one, *steps], lambda a, b: tuple(map(operator.mul, a, b)))
-    levels = tuple(map(Level, options.encoder_channels, strides))
+    levels = tuple(map(Level, widths, strides))
     half = [0.5] * options.in_channels
     return Description(levels, tuple(level.stride for level in levels),
                        {"mean": half, "std": half, "input_range": [0.0, 1.0],
                         "interpolation": "bilinear", "size": options.image_size}, one)
 
 
-class PlainEncoder(nn.Module):
+class PlainEncoder(Encoder):
     """X^{0,0} ... X^{L,0} of the plain U-Net, in 2-D or 3-D.
 
     ``(N, in_channels, *spatial)`` -> L + 1 features with strides 1, 2, 4, ... or as asked.
@@ -48,8 +50,7 @@ class PlainEncoder(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         """Whether maps inside a block are computed again in the backward pass."""
-        for block in self.children():
-            block.checkpointing = enable
+        set_checkpointing(self.children(), enable)
 
     def keep(self, count: int) -> PlainEncoder:
         """Removes all levels but the ``count`` finest."""

@@ -15,7 +15,8 @@ from nestedseg.encoders.trial import Maps, Size, Trial, Unfit, nearest_power
 from nestedseg.errors import nearest, show
 
 # How a model may be told that images differ in size; the first that works is used.
-DYNAMIC = ({}, {"dynamic_img_size": True, "dynamic_img_pad": True}, {"dynamic_img_size": True})
+DYNAMIC: tuple[dict[str, Any], ...] = (
+    {}, {"dynamic_img_size": True, "dynamic_img_pad": True}, {"dynamic_img_size": True})
 FACTORS = (1, 2, 3, 4, 7, 8)  # of the deepest stride: windows, and strides within a stage
 ODD_SIZES = (5, 11)  # coprime to the factors, so that a size is no multiple of one by chance
 LIKE = 1.5  # how many times two measurements of one stride may differ, by rounding

@@ -46,7 +46,7 @@ def pattern_of(features: Sequence[Feature]) -> str:
     return "doubling" if doubles and all(f.fits for f in features) else "irregular"
 
 
-def choose_taps(features: Sequence[Feature], taps: Sequence[int] | None,
+def choose_taps(features: Sequence[Feature], taps: Sequence[int | str] | None,
                 channels: Sequence[int] | None) -> tuple[Tap, ...]:
     """The levels, finest first.
 
@@ -61,14 +61,13 @@ def choose_taps(features: Sequence[Feature], taps: Sequence[int] | None,
     Raises:
         ValueError: a tap that the model has not, or numbers that do not fit together.
     """
-    if taps is not None:
-        wholes("encoder_taps", taps, 0, len(features) - 1)
+    chosen = None if taps is None else wholes("encoder_taps", taps, 0, len(features) - 1)
     if pattern_of(features) == "isotropic":
-        return _simple_pyramid(features, taps, channels)
+        return _simple_pyramid(features, chosen, channels)
     if channels is not None:
         raise ValueError("pyramid_channels is for encoders whose features all have one stride; "
                          f"this one's have {[f.nominal for f in features]}")
-    indices = sorted(taps) if taps is not None else range(len(features))
+    indices = sorted(chosen) if chosen is not None else range(len(features))
     deepest = {features[index].nominal: index for index in indices}
     return tuple(Tap(index, features[index], features[index].channels, stride, False)
                  for stride, index in sorted(deepest.items()))

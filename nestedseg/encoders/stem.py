@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from nestedseg.blocks import DoubleConv
+from nestedseg.checkpointing import set_checkpointing
+from nestedseg.encoders.contract import Encoder
 from nestedseg.layers import Level, Style, max_pool, steps_between
 
 
@@ -29,14 +31,14 @@ def stem_channels(stem: bool | int | Sequence[int], finest: int) -> tuple[int, .
     return tuple((32 if stem is True else stem) * 2 ** row for row in range(count))
 
 
-class StemmedEncoder(nn.Module):
+class StemmedEncoder(Encoder):
     """Levels at strides 1, 2, ... computed from the image by blocks H, before those of an encoder.
 
     ``(N, in_channels, *spatial)`` -> one feature a level, finest first. The first ``added`` of the
     levels are the stem's.
     """
 
-    def __init__(self, in_channels: int, levels: tuple[Level, ...], added: int, body: nn.Module,
+    def __init__(self, in_channels: int, levels: tuple[Level, ...], added: int, body: Encoder,
                  style: Style) -> None:
         super().__init__()
         self.levels = levels
@@ -44,7 +46,7 @@ class StemmedEncoder(nn.Module):
         for level in levels[:added]:
             self.stem.append(DoubleConv(in_channels, level.channels, style))
             in_channels = level.channels
-        self.body = body
+        self.body: Encoder | None = body
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features: list[Tensor] = []
@@ -54,14 +56,15 @@ class StemmedEncoder(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         """Whether maps inside a block are computed again in the backward pass."""
-        for block in self.stem:
-            block.checkpointing = enable
+        set_checkpointing(self.stem, enable)
         if self.body is not None:
             self.body.set_grad_checkpointing(enable)
 
     def keep(self, count: int) -> StemmedEncoder:
         """Removes all levels but the ``count`` finest."""
         self.levels = self.levels[:count]
-        self.body = self.body.keep(count - len(self.stem)) if count > len(self.stem) else None
+        if self.body is not None:
+            left = count - len(self.stem)
+            self.body = self.body.keep(left) if left > 0 else None
         self.stem = self.stem[:count]
         return self

@@ -12,14 +12,14 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nestedseg.encoders.description import Description, Options
+from nestedseg.encoders.contract import Encoder
+from nestedseg.encoders.description import Description, Options, are_names
 from nestedseg.encoders.probe import Probe, probe, probe_named
 from nestedseg.encoders.pyramid import Neck, Tap, choose_taps, named_taps, pattern_of
-from nestedseg.encoders.trial import forward_taps, listen
+from nestedseg.encoders.trial import forward_taps, listen, pretrained_cfg
 from nestedseg.encoders.trim import trim
 from nestedseg.encoders.volumetric import plan
 from nestedseg.encoders.watch import depth_stride
@@ -29,7 +29,7 @@ from nestedseg.layers import CONV, Level
 log = logging.getLogger(__name__)
 
 
-class TimmEncoder(nn.Module):
+class TimmEncoder(Encoder):
     """Features of a timm model, ``(N, in_channels, *spatial)`` -> one a level, finest first.
 
     Args:
@@ -41,6 +41,8 @@ class TimmEncoder(nn.Module):
         levels: likewise.
         smallest: an image or volume that it takes.
     """
+
+    model: Any  # what timm's models have beside nn.Module is declared nowhere
 
     def __init__(self, name: str, model: nn.Module, in_channels: int, trial: Probe,
                  taps: tuple[Tap, ...], levels: tuple[Level, ...],
@@ -57,7 +59,7 @@ class TimmEncoder(nn.Module):
                                    for tap, level in zip(taps, levels))
         self.taps = tuple(tap.index for tap in taps)
         self.levels = levels
-        if isinstance(self.taps[0], str):
+        if are_names(self.taps):
             listen(model, self.taps)
         self.keep(len(taps))
 
@@ -76,7 +78,7 @@ class TimmEncoder(nn.Module):
         Raises:
             ValueError: the model has none, or its levels are modules that were named.
         """
-        if enable and isinstance(self.taps[0], str):
+        if enable and are_names(self.taps):
             raise ValueError(f"gradient checkpointing would compute the modules {self.taps} of "
                              f"timm's {self.key[0]!r} out of turn; use encoder=False")
         try:
@@ -89,13 +91,13 @@ class TimmEncoder(nn.Module):
         """Removes all levels but the ``count`` finest, and what computes only them."""
         self.taps, self.levels = self.taps[:count], self.levels[:count]
         self.necks = self.necks[:count]
-        if isinstance(self.taps[0], int):
+        if not are_names(self.taps):
             self.model.prune_intermediate_layers(self._wanted, prune_norm=True)
         trim(self.model, self._features_on_meta, (self.key, self.taps))
         return self
 
     @property
-    def _wanted(self) -> list[int] | list[str]:
+    def _wanted(self) -> list[int | str]:
         return sorted(set(self.taps))
 
     def _features_on_meta(self, model: nn.Module) -> list[Tensor]:
@@ -119,20 +121,21 @@ def describe(options: Options) -> Description:
     flat = options.dims == 2
     trial = probe(options.encoder, options.in_channels, options.image_size if flat else None)
     features = trial.features
-    if options.encoder_taps and isinstance(options.encoder_taps[0], str):
+    if are_names(options.encoder_taps):
         if not flat:
             raise ValueError("encoder_taps that name modules are for images; for volumes, give "
                              f"numbers from 0 to {len(features) - 1}")
-        features = probe_named(options.encoder, trial, options.encoder_taps)
+        features = probe_named(options.encoder, trial, tuple(options.encoder_taps))
         taps = named_taps(dict(zip(options.encoder_taps, features)))
     else:
         taps = choose_taps(features, options.encoder_taps, options.pyramid_channels)
-    own = tuple(get_pretrained_cfg(options.encoder).input_size[-2:]) if flat else None
+    own = pretrained_cfg(options.encoder).input_size[-2:] if flat else None
     size = options.image_size or own
     halvings = int(math.log2(max(feature.nominal for feature in trial.features)))
-    if len(options.depth_strides or ()) > halvings:
+    halved = options.depth_strides or ()
+    if len(halved) > halvings:
         raise ValueError(f"depth_strides: encoder {options.encoder!r} halves height and width "
-                         f"{halvings} times, got {len(options.depth_strides)} strides")
+                         f"{halvings} times, got {len(halved)} strides")
     smallest = ((trial.smallest,) * 2 if flat
                 else plan(options.encoder, trial, options.depth_strides).smallest)
     if not flat and any(tap.made for tap in taps):
@@ -183,12 +186,12 @@ def build(options: Options, weights: str | Path | bool | None, description: Desc
 
 
 def load_model(name: str, weights: str | Path | bool | None,
-               arguments: dict[str, Any]) -> nn.Module:
+               arguments: dict[str, Any]) -> Any:
     """The plain timm model with its weights; timm itself adapts them to channels and size."""
     if not weights:
         return timm.create_model(name, **arguments)
     if weights is True or weights == "imagenet":
-        source = {}
+        source: dict[str, Any] = {}
     elif str(weights).endswith(".safetensors"):
         file = str(check_file(Path(weights)))
         source = {"pretrained_cfg_overlay": {"file": file, "custom_load": False}}
@@ -219,7 +222,7 @@ def check_file(path: Path) -> Path:
 
 def preprocessing_of(options: Options, size: tuple[int, ...] | None) -> dict[str, Any]:
     """What the weights of this name and tag were trained with."""
-    cfg, channels = get_pretrained_cfg(options.encoder), options.in_channels
+    cfg, channels = pretrained_cfg(options.encoder), options.in_channels
     mean, std = list(cfg.mean), list(cfg.std)
     if len(mean) != channels:  # other channels than RGB: timm repeats or sums its filters
         mean, std = [sum(mean) / len(mean)] * channels, [sum(std) / len(std)] * channels

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,10 @@ def translate(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     return rule(function, args, kwargs) if rule else (function, args, kwargs)
 
 
-class Translated:
+class Translated(nn.Module):
     """Stands before a class of timm's, whose forward it runs `ForVolumes`."""
+
+    original: type[nn.Module]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with ForVolumes():
@@ -57,9 +59,10 @@ class Translated:
 
     def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
         with ForVolumes():
-            return super().forward_intermediates(*args, **kwargs)
+            # of the class that it stands before
+            return super().forward_intermediates(*args, **kwargs)  # type: ignore[misc]
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         # pickle finds classes by their names, and this one has none
         return _empty, (self.original,), self.__dict__
 
@@ -74,12 +77,12 @@ def unpacking(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 @cache
-def translated(cls: type[nn.Module]) -> type[nn.Module]:
+def translated(cls: Any) -> type[nn.Module]:
     """The class with its forward translated."""
     return type(cls.__name__, (Translated, unpacking(cls)), {"original": cls})
 
 
-def _empty(cls: type[nn.Module]) -> nn.Module:
+def _empty(cls: Any) -> nn.Module:
     return translated(cls).__new__(translated(cls))
 
 

@@ -10,10 +10,20 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
-Size = tuple[int, int]
+from nestedseg.encoders.description import are_names
+
+Size = tuple[int, ...]  # (H, W)
+
+
+def pretrained_cfg(name: str) -> PretrainedCfg:
+    """What timm says of a model, or of those weights of it that the tag in its name means."""
+    cfg = get_pretrained_cfg(name)
+    if cfg is None:
+        raise ValueError(f"timm says nothing of the model {name!r}")
+    return cfg
 
 
 class Unfit(ValueError):
@@ -30,7 +40,7 @@ class Maps:
     """
 
     size: Size
-    shapes: tuple[tuple[int, int, int], ...]
+    shapes: tuple[tuple[int, ...], ...]
 
     @property
     def strides(self) -> list[float]:
@@ -53,7 +63,7 @@ class Trial:
 
     def __init__(self, name: str, in_channels: int, device: str) -> None:
         self.name, self.in_channels, self.device = name, in_channels, device
-        self.own_size: Size = tuple(get_pretrained_cfg(name).input_size[-2:])
+        self.own_size: Size = pretrained_cfg(name).input_size[-2:]
         self._models: dict[str, nn.Module | Unfit] = {}
         self._runs: dict[Any, Maps | Unfit] = {}
 
@@ -124,10 +134,10 @@ def build_on(device: str, name: str, in_channels: int, arguments: Mapping[str, A
         return timm.create_model(name, in_chans=in_channels, **arguments).eval()
 
 
-def forward_taps(model: nn.Module, x: Tensor,
-                 taps: Sequence[int] | Sequence[str] | None = None) -> list[Tensor]:
+def forward_taps(model: Any, x: Tensor,
+                 taps: Sequence[int | str] | None = None) -> list[Tensor]:
     """The features of a timm model at these taps (default: all its own), each ``(N, C, h, w)``."""
-    if taps and isinstance(taps[0], str):
+    if are_names(taps):
         return forward_named(model, x, taps)
     return model.forward_intermediates(x, indices=taps, output_fmt="NCHW",
                                        intermediates_only=True)
@@ -143,6 +153,8 @@ class Listener:
 
     def take(self) -> Tensor:
         output, self.output = self.output, None
+        if output is None:
+            raise RuntimeError("a module was not run")
         return output
 
 
@@ -152,7 +164,7 @@ def listen(model: nn.Module, names: Sequence[str]) -> None:
         model.get_submodule(name).register_forward_hook(Listener())
 
 
-def forward_named(model: nn.Module, x: Tensor, names: Sequence[str]) -> list[Tensor]:
+def forward_named(model: Any, x: Tensor, names: Sequence[str]) -> list[Tensor]:
     """What the modules of these names give, to which `listen` has listened."""
     model.forward_features(x)
     return [hook.take() for name in names

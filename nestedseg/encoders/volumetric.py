@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from torch import nn
 
@@ -39,8 +40,9 @@ class Plan:
         """Converts a model, in place; its weights are inflated, or drawn anew."""
         for path, module in model.named_modules():
             convert(module, self.depth_strides.get(path), pretrained)
-            if type(module) in self.classes:
-                module.__class__ = translated(type(module))
+            kind: Any = type(module)
+            if kind in self.classes:
+                module.__class__ = translated(kind)
         return model
 
 
@@ -64,9 +66,10 @@ def plan(name: str, probe: Probe, depth_strides: tuple[int, ...] | None) -> Plan
         watch.see_image(size)
         for path, module in model.named_modules():
             convert(module, watch.depth_strides.get(path))
-            if unpacking(type(module)) is not type(module):
-                watch.classes.add(type(module))
-                module.__class__ = unpacking(type(module))
+            kind: Any = type(module)
+            if unpacking(kind) is not kind:
+                watch.classes.add(kind)
+                module.__class__ = unpacking(kind)
         watch.see_volume((SIDES[0] * multiple, *size))
     except Exception as error:  # each model fails in its own way
         raise ValueError(f"encoder {name!r} cannot be made volumetric: {watch.where}: "

@@ -76,7 +76,7 @@ class Watch:
         path, module = self._calls[-1]
         return f"{path or 'the model itself'} ({type(module).__name__})"
 
-    def see_image(self, size: tuple[int, int]) -> None:
+    def see_image(self, size: tuple[int, ...]) -> None:
         """Runs it in 2-D."""
         def before(path: str, module: nn.Module, x: Any) -> None:
             if self.given is not None and isinstance(x, Tensor):
@@ -87,7 +87,7 @@ class Watch:
 
         self._run(size, before, after)
 
-    def see_volume(self, size: tuple[int, int, int]) -> None:
+    def see_volume(self, size: tuple[int, ...]) -> None:
         """Runs it, converted, in 3-D.
 
         Raises:
@@ -141,8 +141,8 @@ class Watch:
         """Notes the stride along depth of a module whose input has this stride."""
         if conversion_of(module) is None:
             return
-        factor = getattr(module, "scale_factor", None) or getattr(module, "stride", 1)
-        factor = int(factor[0] if isinstance(factor, (tuple, list)) else factor)
+        given: Any = getattr(module, "scale_factor", None) or getattr(module, "stride", 1)
+        factor = int(given[0] if isinstance(given, (tuple, list)) else given)
         if hasattr(module, "scale_factor"):
             finer //= factor
         step = (depth_stride(nearest_power(finer * factor), self.given)
@@ -151,7 +151,7 @@ class Watch:
             raise Untranslatable("it runs at several resolutions, with other strides along depth")
 
     def _compare(self, shape: tuple[int, ...], flat: tuple[int, ...],
-                 size: tuple[int, int, int]) -> None:
+                 size: tuple[int, ...]) -> None:
         """A feature ``(N, ..., D, H, W)`` or ``(N, D, H, W, C)`` against its image's."""
         last = (shape[0], *shape[2:]) == flat  # channels last
         if not last and (*shape[:-3], *shape[-2:]) != flat:
