@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,8 @@ def costs(results: Results, data: str) -> str:
 
 def table_5(path: Path) -> str:
     """Table V: nuclei as instances, from the results of benchmarks/instances.py."""
-    found = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else {}
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": {}}
+    found = results["rows"]
     lines = [("network", "IoU, paper", "IoU, ours", "Dice, paper", "Dice, ours", "score, paper",
               "score, ours")]
     for title, (iou, dice, score) in TABLE_5.items():
@@ -154,7 +156,19 @@ def table_5(path: Path) -> str:
                                                f"{100 * ours['dice']:.2f}", f"{ours['score']:.3f}")
         lines.append((title, f"{iou:.2f}", mine[0], f"{dice:.2f}", mine[1], f"{score:.3f}",
                       mine[2]))
-    return table(lines)
+    return table(lines) + (budget(results["settings"], found) if found else "")
+
+
+def budget(settings: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the rows of Table V were trained with."""
+    start = settings["encoder_weights"] or "random"
+    pictures = settings["images"]
+    minutes = [row["training_seconds"] / 60 for row in rows.values()]
+    return (f"\n\nOver {settings['encoder']} with {start} weights, {settings['steps']} steps of "
+            f"{settings['batch']} images, {min(minutes):.0f} to {max(minutes):.0f} minutes a row "
+            f"on a core that other programs shared; {pictures['training']} images to train on, "
+            f"{pictures['validation']} to choose a threshold by, {pictures['test']} to test on. "
+            f"One run of each, seed {settings['seed']}.")
 
 
 # -- numbers as text -------------------------------------------------------------------------------
