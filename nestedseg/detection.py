@@ -147,7 +147,10 @@ class Detector(nn.Module):
 
     @staticmethod
     def parts(config: DetectorConfig, backbone: FeaturePyramid) -> dict[str, nn.Module]:
-        """Arguments of torchvision's class that depend on the strides of the pyramid."""
+        """The arguments of torchvision's class that depend on the strides of ``backbone``.
+
+        What ``config`` asks for goes into them.
+        """
         raise NotImplementedError
 
     def __init__(self, config: DetectorConfig, backbone: FeaturePyramid) -> None:

@@ -164,7 +164,7 @@ def budget(settings: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -
     start = settings["encoder_weights"] or "random"
     pictures = settings["images"]
     minutes = [row["training_seconds"] / 60 for row in rows.values()]
-    return (f"\n\nOver {settings['encoder']} with {start} weights, {settings['steps']} steps of "
+    return (f"\nOver {settings['encoder']} with {start} weights, {settings['steps']} steps of "
             f"{settings['batch']} images, {min(minutes):.0f} to {max(minutes):.0f} minutes a row "
             f"on a core that other programs shared; {pictures['training']} images to train on, "
             f"{pictures['validation']} to choose a threshold by, {pictures['test']} to test on. "
