@@ -66,6 +66,10 @@ OTHERS = ["tf_mobilenetv3_small_minimal_100", "test_nfnet", "resnetv2_50x1_bit",
           "poolformer_s12", "convnextv2_atto", "hgnetv2_b0", "ecaresnet26t", "caformer_s18",
           "shvit_s1", "nextvit_small", "gcresnet33ts"]
 
+# Its response norm divides a Euclidean norm by the mean of such norms and 1e-6. Along a depth the
+# norms become larger, the 1e-6 does not.
+TOLERANCE = {"convnextv2_atto": 1e-6}
+
 
 @torch.no_grad()
 def assert_inflated(name, depth_strides):
@@ -85,7 +89,8 @@ def assert_inflated(name, depth_strides):
         scale = feature.abs().max()
         assert scale > 1e-3
         each = feature.unsqueeze(2).expand_as(volume)
-        torch.testing.assert_close(volume / scale, each / scale, rtol=1e-9, atol=1e-9)
+        tolerance = TOLERANCE.get(name, 1e-9)
+        torch.testing.assert_close(volume / scale, each / scale, rtol=1e-9, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ISSUE)
