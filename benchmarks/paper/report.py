@@ -156,17 +156,19 @@ def table_5(path: Path) -> str:
                                                f"{100 * ours['dice']:.2f}", f"{ours['score']:.3f}")
         lines.append((title, f"{iou:.2f}", mine[0], f"{dice:.2f}", mine[1], f"{score:.3f}",
                       mine[2]))
-    return table(lines) + (budget(results["settings"], found) if found else "")
+    return table(lines) + (budget(results) if found else "")
 
 
-def budget(settings: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str:
+def budget(results: Mapping[str, Any]) -> str:
     """What the rows of Table V were trained with."""
+    settings, machine = results["settings"], results["machine"]
     start = settings["encoder_weights"] or "random"
     pictures = settings["images"]
-    minutes = [row["training_seconds"] / 60 for row in rows.values()]
+    minutes = [row["training_seconds"] / 60 for row in results["rows"].values()]
     return (f"\nOver {settings['encoder']} with {start} weights, {settings['steps']} steps of "
             f"{settings['batch']} images, {min(minutes):.0f} to {max(minutes):.0f} minutes a row "
-            f"on a core that other programs shared; {pictures['training']} images to train on, "
+            f"with {machine['threads']} of {machine['cores']} cores under a load of "
+            f"{machine['load']}; {pictures['training']} images to train on, "
             f"{pictures['validation']} to choose a threshold by, {pictures['test']} to test on. "
             f"One run of each, seed {settings['seed']}.")
 
