@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestedseg.data.volumes import Volume, resize
@@ -17,11 +17,12 @@ from nestedseg.extras import require
 from nestedseg.model import SegmentationModel, ensemble, probabilities
 from nestedseg.preprocess import Moments, measure, preprocess
 
-__all__ = ["output_key", "predict_heads", "predict_image", "predict_volume", "slide",
-           "slide_slabs", "to_mask"]
+__all__ = ["default_window", "output_key", "predict_heads", "predict_image", "predict_volume",
+           "slide", "slide_slabs", "to_mask"]
 
 WINDOW = {2: 512, 3: 96}
 OVERLAP = 0.25
+MEANS = (nn.InstanceNorm3d, nn.GroupNorm)  # means over the volume that they are given
 
 Logits = TypeVar("Logits", Tensor, dict[int, Tensor])
 
@@ -94,7 +95,7 @@ def slab_starts(planes: int, depth: int, overlap: float) -> list[int]:
 
 
 def window_sides(window: int | Sequence[int] | None, overlap: float,
-            size: Sequence[int]) -> tuple[int, ...]:
+                 size: Sequence[int]) -> tuple[int, ...]:
     """The window along each axis, no longer than the image."""
     window = WINDOW[len(size)] if window is None else window
     sides = (window,) * len(size) if isinstance(window, int) else tuple(window)
@@ -102,6 +103,25 @@ def window_sides(window: int | Sequence[int] | None, overlap: float,
         raise ValueError(f"window must be at least 1 along each of {len(size)} axes and overlap in "
                          f"[0, 1), got window={window}, overlap={overlap}")
     return tuple(map(min, sides, size))
+
+
+def default_window(model: SegmentationModel, size: Sequence[int]) -> tuple[int, ...]:
+    """The windows in which an image goes through a model, unless others are asked for.
+
+    They are those of `slide`; but in volumes, where the model normalises by means over the image,
+    no longer than what needs no padding. What a volume is padded with would be part of the means,
+    and where 36 voxels become 48 along each axis it is more than half of them.
+
+    Args:
+        model: for images of as many axes.
+        size: of the image, ``(H, W)`` or ``(D, H, W)``.
+    """
+    sides = window_sides(None, OVERLAP, size)
+    if len(size) == 2 or not any(isinstance(module, MEANS) for module in model.modules()):
+        return sides
+    padded_to = zip(model.config["pad_multiple"], model.config["pad_smallest"])
+    return tuple(whole if (whole := side // multiple * multiple) >= max(multiple, least) else side
+                 for side, (multiple, least) in zip(sides, padded_to))
 
 
 def _weights(window: Sequence[int], like: Tensor) -> Tensor:
@@ -120,14 +140,16 @@ def predict_image(model: SegmentationModel, image: np.ndarray,
     Args:
         model: used in eval mode; ``model.output`` says which head.
         image: ``(*spatial)`` or ``(*spatial, C)``; see `nestedseg.preprocess`.
-        window: see `slide`.
+        window: see `slide`; default: see `default_window`.
         overlap: see `slide`.
 
     Raises:
         ValueError: an image that does not fit the model.
     """
     model.eval()
-    logits = slide(model, _tensor(image, model), window, overlap)
+    x = _tensor(image, model)
+    window = default_window(model, x.shape[2:]) if window is None else window
+    logits = slide(model, x, window, overlap)
     return probabilities(logits, model.task)[0]
 
 
@@ -142,7 +164,7 @@ def predict_volume(model: SegmentationModel, volume: Volume,
     Args:
         model: used in eval mode.
         volume: as `nestedseg.data.open_volume` gives it.
-        window: see `slide`.
+        window: see `slide`; default: see `default_window`.
         overlap: see `slide`.
 
     Yields:
@@ -159,6 +181,7 @@ def predict_volume(model: SegmentationModel, volume: Volume,
                                                        mode="trilinear")[0]
         return
     model.eval()
+    window = default_window(model, volume.shape) if window is None else window
     moments = measure(_planes(volume)) if model.preprocessing.get("standardise") else None
     for planes, logits in slide_slabs(model, lambda planes: _tensor(volume[planes], model, moments),
                                       volume.shape, window, overlap):
@@ -169,7 +192,7 @@ def predict_heads(model: SegmentationModel, image: np.ndarray) -> dict[int | str
     """The logits ``(1, classes, *spatial)`` of each head for an image as it was read, by depth.
 
     Where ``model.output`` is "ensemble", the ensemble's stand beside them under that name. A large
-    image goes through the model in windows, see `slide`.
+    image goes through the model in windows, see `default_window`.
 
     Args:
         model: used in eval mode.
@@ -179,7 +202,8 @@ def predict_heads(model: SegmentationModel, image: np.ndarray) -> dict[int | str
         ValueError: an image that does not fit the model.
     """
     model.eval()
-    by_depth = slide(model.forward_heads, _tensor(image, model))
+    x = _tensor(image, model)
+    by_depth = slide(model.forward_heads, x, default_window(model, x.shape[2:]))
     heads: dict[int | str, Tensor] = {depth: logits for depth, logits in by_depth.items()}
     if model.output == "ensemble":
         heads["ensemble"] = ensemble(tuple(heads.values()), model.task)

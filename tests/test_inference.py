@@ -6,7 +6,14 @@ import torch
 
 import nestedseg
 from nestedseg.data import read_image
-from nestedseg.inference import output_key, predict_heads, predict_image, slide, to_mask
+from nestedseg.inference import (
+    default_window,
+    output_key,
+    predict_heads,
+    predict_image,
+    slide,
+    to_mask,
+)
 
 REAL = Path(__file__).parents[2] / "shared/data"
 
@@ -62,6 +69,30 @@ def test_far_from_borders_windows_agree_with_the_whole_image():
     # one window alone covers this corner, and its border is farther off than the model sees
     torch.testing.assert_close(windowed[0, :12, :12], whole[0, :12, :12], atol=1e-5, rtol=0)
     assert (windowed - whole).abs().mean() < 3e-3
+
+
+@pytest.mark.parametrize("norm, dims, size, window", [
+    ("instance", 3, (9, 18, 200), (8, 16, 96)),
+    ("group", 3, (11, 16, 20), (8, 16, 20)),
+    ("instance", 3, (7, 4, 12), (7, 4, 12)),  # what is smaller than a window has to be padded
+    ("batch", 3, (9, 18, 200), (9, 18, 96)),
+    ("instance", 2, (9, 700), (9, 512)),
+])
+def test_norms_over_the_volume_get_windows_without_padding(norm, dims, size, window):
+    groups = {"name": "group", "groups": 2} if norm == "group" else norm
+    model = tiny(dims=dims, norm=groups)
+    assert default_window(model, size) == window
+
+
+def test_a_volume_goes_through_in_its_default_windows():
+    model = tiny(dims=3, norm="instance")
+    image = np.random.default_rng(0).random((9, 18, 10), np.float32)
+    x = nestedseg.preprocess(image, model)
+    expected = slide(model.forward_heads, x, window=(8, 16, 8))
+    assert torch.equal(predict_image(model, image), expected[2].sigmoid()[0])
+    heads = predict_heads(model, image)
+    assert all(torch.equal(heads[depth], expected[depth]) for depth in expected)
+    assert not torch.allclose(heads[2], model.forward_heads(x)[2])  # the volume at once is padded
 
 
 def test_predictions_are_those_of_the_model():
