@@ -12,7 +12,7 @@ from benchmarks.paper.results import Results
 from benchmarks.paper.score import BUCKETS
 from benchmarks.paper.stats import Comparison, compare, within
 
-BASE, OURS = "unet", "unetpp-ds"
+BASE, PLAIN, OURS = "unet", "unetpp", "unetpp-ds"  # the last two: without DS, and with
 ISOLATED = {1: "unet-l1", 2: "unetpp-l2", 3: "unetpp-l3"}  # UNet++ L1 is U-Net L1
 MARGIN, LOST = 1.0, 0.6  # points of IoU: that a pruned network may lose, and that the paper's lost
 
@@ -64,7 +64,9 @@ def pruned(results: Results, data: str) -> Iterator[Found]:
     if row in results:
         losses = [deep - shallow for deep, shallow in
                   zip(results.scores(row, head="4"), results.scores(row, head="3"))]
-        yield f"L3 + {MARGIN:g} point > L4", within(losses, MARGIN), MARGIN - LOST
+        part, whole = (cost["parameters"] for cost in results.of(row)[0]["costs"][-2:])
+        yield (f"L3 + {MARGIN:g} point > L4, with {part / whole:.0%} of the parameters",
+               within(losses, MARGIN), MARGIN - LOST)
 
 
 def embedded(results: Results, data: str) -> Iterator[Found]:
@@ -98,14 +100,15 @@ def name(data: str, architecture: str) -> str:
 
 
 CLAIMS = (
-    Claim("UNet++ is better than U-Net (Tables I and IV)", better((OURS, BASE))),
+    Claim("UNet++ is better than U-Net (Tables I and IV)", better((PLAIN, BASE), (OURS, BASE))),
     Claim("UNet++ is better than a wide U-Net: it is not its parameters",
-          better((OURS, "wide-unet"))),
-    Claim("UNet+ lies between U-Net and UNet++", better(("unetp-ds", BASE), (OURS, "unetp-ds"))),
+          better((PLAIN, "wide-unet"), (OURS, "wide-unet"))),
+    Claim("UNet+ lies between U-Net and UNet++",
+          better(("unetp", BASE), (PLAIN, "unetp"), ("unetp-ds", BASE), (OURS, "unetp-ds"))),
     Claim("Deep supervision, with the heads voting, helps",
-          better(("unetp-ds", "unetp"), (OURS, "unetpp"))),
+          better(("unetp-ds", "unetp"), (OURS, PLAIN))),
     Claim("UNet++ is better than U-Net over other encoders too (Fig. 4)", over_backbones),
-    Claim("UNet++ L3 is close to L4 (Fig. 5)", pruned),
+    Claim("Deep supervision makes pruning possible: UNet++ L3 is close to L4 (Fig. 5)", pruned),
     Claim("Embedded training is better than isolated training (Fig. 6)", embedded),
     Claim("UNet++ is better for objects of every size (Fig. 7)", by_size),
 )
