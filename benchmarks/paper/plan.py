@@ -146,7 +146,7 @@ QUICK = Profile(
                "nuclei": Protocol(_QUICK_2D, "batch", images=60, side=256),
                "hippocampus": Protocol(_QUICK_3D, "instance", images=100)},
     encoders={"vgg": "vgg11_bn", "resnet": "resnet18", "densenet": "densenet121"},
-    backbone_settings={"epochs": 4})
+    backbone_settings={"epochs": 4, "batch": 4})
 
 _FULL_2D = Settings(epochs=100, batch=16, patch=96, lr=3e-4, patience=20, workers=8)
 _FULL_3D = replace(_FULL_2D, batch=8)
