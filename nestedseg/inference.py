@@ -23,6 +23,7 @@ __all__ = ["default_window", "output_key", "predict_heads", "predict_image", "pr
 WINDOW = {2: 512, 3: 96}
 OVERLAP = 0.25
 MEANS = (nn.InstanceNorm3d, nn.GroupNorm)  # means over the volume that they are given
+MOST_PADDING = 1 / 8  # of a side: eight windows in the place of one would cost more than it does
 
 Logits = TypeVar("Logits", Tensor, dict[int, Tensor])
 
@@ -109,8 +110,9 @@ def default_window(model: SegmentationModel, size: Sequence[int]) -> tuple[int, 
     """The windows in which an image goes through a model, unless others are asked for.
 
     They are those of `slide`; but in volumes, where the model normalises by means over the image,
-    no longer than what needs no padding. What a volume is padded with would be part of the means,
-    and where 36 voxels become 48 along each axis it is more than half of them.
+    no longer than what needs no padding along axes to which that would add more than an eighth.
+    For the padding is part of the means, and where 36 voxels become 48 along each axis, it is more
+    than half of what they are taken of.
 
     Args:
         model: for images of as many axes.
@@ -120,8 +122,15 @@ def default_window(model: SegmentationModel, size: Sequence[int]) -> tuple[int, 
     if len(size) == 2 or not any(isinstance(module, MEANS) for module in model.modules()):
         return sides
     padded_to = zip(model.config["pad_multiple"], model.config["pad_smallest"])
-    return tuple(whole if (whole := side // multiple * multiple) >= max(multiple, least) else side
+    return tuple(_without_padding(side, multiple, least)
                  for side, (multiple, least) in zip(sides, padded_to))
+
+
+def _without_padding(side: int, multiple: int, least: int) -> int:
+    """The largest window up to ``side`` that is not padded; ``side`` if padding is small, or must
+    be."""
+    added, whole = -side % multiple, side // multiple * multiple
+    return whole if added > MOST_PADDING * side and whole >= max(multiple, least) else side
 
 
 def _weights(window: Sequence[int], like: Tensor) -> Tensor:
