@@ -156,9 +156,12 @@ def test_verdicts(difference, p, expected):
 
 
 def test_a_claim_with_several_comparisons():
-    assert together(["agrees", "agrees"]) == "agrees"
-    assert together(["agrees", "cannot tell"]) == "cannot tell"
-    assert together(["cannot tell", "disagrees", "agrees"]) == "disagrees"
+    above, open_, below = Comparison(1, p=0.04), Comparison(1, p=0.2), Comparison(-1, p=0.04)
+    assert together([above, above]) == "agrees"
+    assert together([above, open_]) == "cannot tell"
+    assert together([below]) == "disagrees"
+    assert together([open_, below]) == "cannot tell"  # of two, one is below 0.05 more often
+    assert together([open_, above, Comparison(-1, p=0.01)]) == "disagrees"
 
 
 # -- scores ----------------------------------------------------------------------------------------

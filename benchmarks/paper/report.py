@@ -73,7 +73,7 @@ def claims(results: Results) -> str:
     for claim in CLAIMS:
         found = claim.test(results)
         if found:
-            verdict = together([comparison.verdict for _, comparison, _ in found])
+            verdict = together([comparison for _, comparison, _ in found])
             rows.append((f"**{claim.text}**", "", "", "", "", f"**{verdict}**"))
             rows += [(text, "" if paper is None else f"{paper:+.2f}", f"{c.difference:+.2f}",
                       interval(c.low, c.high, "+.2f"), p_value(c.p), c.verdict)

@@ -88,10 +88,16 @@ def within(losses: Sequence[float], margin: float) -> Comparison:
     return Comparison(float(left.mean()), float(low), float(high), float(test.pvalue))
 
 
-def together(verdicts: Sequence[str]) -> str:
-    """Of several comparisons: one "disagrees" outweighs all, then one "cannot tell"."""
-    return next((verdict for verdict in ("disagrees", "cannot tell") if verdict in verdicts),
-                "agrees")
+def together(comparisons: Sequence[Comparison]) -> str:
+    """The verdict on a claim that each of several comparisons has to bear out.
+
+    All agree, or it does not. One is enough to disagree, but of many, one does so by chance: its
+    p-value has to be below `ALPHA` divided by their number (Bonferroni).
+    """
+    if all(each.verdict == "agrees" for each in comparisons):
+        return "agrees"
+    against = [each.p for each in comparisons if each.verdict == "disagrees"]
+    return "disagrees" if min(against, default=1) < ALPHA / len(comparisons) else "cannot tell"
 
 
 def _stats():
