@@ -50,7 +50,7 @@ def test_a_block_runs(name, tmp_path, monkeypatch):
     with HubServer() as hub, use_server(monkeypatch, hub, tmp_path / "home"):
         monkeypatch.setenv("HF_TOKEN", hub.token)
         if name.startswith("hub"):  # it begins after a training
-            run("train --images images --labels labels --binary --out runs/nuclei".split())
+            run(["train", "--images", "images", "--labels", "labels", "--binary", "--out", "runs/nuclei"])
         for words in commands(BLOCKS[name]):
             run(words)
 
