@@ -50,7 +50,8 @@ def test_a_block_runs(name, tmp_path, monkeypatch):
     with HubServer() as hub, use_server(monkeypatch, hub, tmp_path / "home"):
         monkeypatch.setenv("HF_TOKEN", hub.token)
         if name.startswith("hub"):  # it begins after a training
-            run(["train", "--images", "images", "--labels", "labels", "--binary", "--out", "runs/nuclei"])
+            run(commands("nestedseg train --images images --labels labels --binary "
+                         "--out runs/nuclei")[0])
         for words in commands(BLOCKS[name]):
             run(words)
 
