@@ -212,7 +212,10 @@ def test_weights_that_are_no_numbers_are_refused(folder, name, value):
     (HEAD, torch.int64), (HEAD, torch.float8_e4m3fn), (HEAD, torch.complex64), (HEAD, torch.bool),
     (HEAD, torch.float16), (COUNT, torch.float32), (COUNT, torch.int32)], ids=str)
 def test_a_wrong_dtype_is_refused(folder, name, dtype):
-    edit(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    try:
+        edit(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    except KeyError:
+        pytest.skip(f"this version of safetensors cannot write {dtype}")
     refused(folder, "mixes" if dtype is torch.float16 else f"{name!r} is of {dtype}")
 
 
