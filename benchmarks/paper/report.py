@@ -55,7 +55,8 @@ def conditions(results: Results) -> str:
     machines, threads, versions = (", ".join(map(str, sorted(results.distinct(value)))) for value in
                                    (machine, lambda t: t["machine"]["threads"],
                                     lambda t: t["machine"]["versions"]["torch"]))
-    return (f"{sum(trials)} trials of {len(trials)} rows, {min(trials)} to {max(trials)} of each; "
+    each = " to ".join(map(str, sorted({min(trials), max(trials)})))
+    return (f"{sum(trials)} trials of {len(trials)} rows, {each} of each; "
             f"{clock(seconds)} in all, on {machines}; threads: {threads}; torch {versions}. Deep "
             "supervision (DS): every head is trained, and their probabilities are averaged. ± is "
             "one standard deviation over the trials.")
@@ -140,7 +141,7 @@ def costs(results: Results, data: str) -> str:
                       _share(f"{cost['peak_bytes'] / 1e6:.1f} MB", cost, whole, "peak_bytes"),
                       f"{1e3 * seconds:.1f} ms",
                       plus_minus(summarise(results.scores(f"{data}/{OURS}", head=depth)))))
-    return ("What is left of UNet++ DS when it is cut to a depth, and what one patch costs "
+    return (f"What is left of {name(data, OURS)} when it is cut to a depth, and what one patch costs "
             f"(Fig. 5):\n\n{table(lines)}")
 
 
