@@ -141,8 +141,8 @@ def costs(results: Results, data: str) -> str:
                       _share(f"{cost['peak_bytes'] / 1e6:.1f} MB", cost, whole, "peak_bytes"),
                       f"{1e3 * seconds:.1f} ms",
                       plus_minus(summarise(results.scores(f"{data}/{OURS}", head=depth)))))
-    return (f"What is left of {name(data, OURS)} when it is cut to a depth, and what one patch costs "
-            f"(Fig. 5):\n\n{table(lines)}")
+    return (f"What is left of {name(data, OURS)} when it is cut to a depth, and what one patch "
+            f"costs (Fig. 5):\n\n{table(lines)}")
 
 
 def table_5(path: Path) -> str:
