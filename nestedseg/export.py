@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as torch_config
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from nestedseg.errors import choose
 from nestedseg.extras import require
@@ -149,9 +151,11 @@ def trace(deployed: Deployed, axes: Mapping[str, int]) -> ExportedProgram:
                 backed_size_oblivious=True):
             program = torch.export.export(deployed, (example(deployed.model, axes, cells=4),),
                                           dynamic_shapes=lengths, strict=False)
-        # Before each run torch would check what it took for granted of strides, which is untrue of
-        # some sizes that the program takes. So it is tried.
+        # Before each run torch would check what it took for granted of strides and lengths, which
+        # is untrue of some sizes that the program takes. So it is tried.
         program._guards_code = []
+        program.range_constraints.update(dict.fromkeys(program.range_constraints,
+                                                       ValueRanges(1, int_oo)))
         compare(program.module(), deployed, example(deployed.model, axes, cells=1))
     except Exception as error:  # torch and each timm model refuse in their own ways
         reason = str(error).strip().partition("\n")[0]

@@ -624,12 +624,17 @@ def resize_all(logits: Sequence[Tensor], strides: Sequence[tuple[int, ...]]) -> 
 
 def pad(x: Tensor, multiple: Sequence[int], smallest: Sequence[int]) -> Tensor:
     """Pads at the far end of each axis, repeating the border, to what the encoder divides."""
-    sizes = [(torch.sym_max(n, least) + m - 1) // m * m
+    sizes = [(at_least(n, least) + m - 1) // m * m
              for n, least, m in zip(x.shape[2:], smallest, multiple)]
     missing: list[Any] = [target - n for target, n in zip(sizes, x.shape[2:])]
     if not any(isinstance(n, torch.SymInt) or n for n in missing):  # a SymInt may be 0 or not
         return x
     return F.pad(x, [side for n in reversed(missing) for side in (0, n)], mode="replicate")
+
+
+def at_least(n: int | torch.SymInt, least: int) -> Any:
+    """The larger of two: of a symbol as a symbol, for ``max`` would settle which one is."""
+    return torch.sym_max(n, least) if isinstance(n, torch.SymInt) else max(n, least)
 
 
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:
