@@ -58,8 +58,8 @@ class InstanceScores:
             raise ValueError(f"the predicted map is {predicted.shape}, the true one {truth.shape}")
         score = bowl_score(predicted, truth)
         found, real = predicted > 0, truth > 0
-        self.totals += [np.nan_to_num(score), not np.isnan(score), (found & real).sum(),
-                        found.sum(), real.sum()]
+        self.totals += np.array([np.nan_to_num(score), not np.isnan(score), (found & real).sum(),
+                                 found.sum(), real.sum()], float)
 
     def compute(self) -> dict[str, float]:
         """``score``, ``iou`` and ``dice`` as fractions in [0, 1], or nan where undefined."""
