@@ -254,12 +254,14 @@ def peers(speed: dict[str, Any], encoders: dict[str, Any]) -> str:
     held = {name: row["held_megabytes"] for name, row in rows.items() if "held_megabytes" in row}
 
     def relative(what: str, smp: float | None, monai: float | None) -> tuple[str, ...]:
-        return what, "1", *(_measured(f"{ratio:.2f}") if ratio else "" for ratio in (smp, monai))
+        return (f"[{what}](docs/performance.md#measured)", _proven("1"),
+                *(_proven(f"{ratio:.2f}") if ratio else "" for ratio in (smp, monai)))
 
     table = [
         ("", "nestedseg", "SMP", "MONAI"),
-        (f"timm's {summary['models']:,} models that run as encoders",
-         *(f"[{count:,}](docs/encoders.md#every-model-of-timm)"
+        (f"[timm's {summary['models']:,} models](docs/encoders.md#every-model-of-timm) that run as "
+         "encoders",
+         *(f"[{count:,}](benchmarks/results/encoders.json)"
            for count in (summary["ran"]["own"], summary["smp"]["own"])), ""),
         relative("time, UNet++ over ResNet-34, 8 images", times["whole model, resnet34, batch 8"],
                  None),
@@ -287,8 +289,8 @@ torch {machine['versions']['torch']}. The Keras code, for TensorFlow 1, was not 
 """
 
 
-def _measured(figure: str) -> str:
-    return f"[{figure}](docs/performance.md#measured)"
+def _proven(figure: str) -> str:
+    return f"[{figure}](benchmarks/results/speed.json)"
 
 
 def _held(megabytes: dict[str, float]) -> float:
