@@ -41,7 +41,7 @@ test-oldest:
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
-	$(BIN)/python -m pytest -m "slow or not slow" -k block tests/test_docs.py tests/test_commands.py
+	$(BIN)/python -m pytest -m "slow or not slow" -k block tests/docs
 
 wheel:
 	tests/wheel.sh $(PYTHON)

@@ -27,9 +27,11 @@ from machine import describe_machine
 
 import nestedseg
 from nestedseg.data import LabelledImages, find_pairs
-from nestedseg.evaluation import compare_depths, score_heads
-from nestedseg.metrics import SegmentationScores
-from nestedseg.training import MODEL, Settings, best_epoch, fit
+from nestedseg.evaluation.depths import compare_depths, score_heads
+from nestedseg.evaluation.metrics import SegmentationScores
+from nestedseg.training.history import best_epoch
+from nestedseg.training.loop import MODEL, fit
+from nestedseg.training.settings import Settings
 
 SPLIT = {"training": 24, "validation": 3, "test": 3}
 WIDTHS = (16, 32, 64, 128, 256)

@@ -25,11 +25,14 @@ from machine import describe_machine
 
 import nestedseg
 from nestedseg.data import LabelledImages, find_pairs, new_mask, open_volume
-from nestedseg.evaluation import TOLERANCE as SURFACE_TOLERANCE
-from nestedseg.evaluation import compare_depths, open_case, score_case, score_heads, segment
-from nestedseg.model import SegmentationModel
-from nestedseg.report import write_report
-from nestedseg.training import MODEL, Epoch, Settings, best_epoch, fit
+from nestedseg.evaluation.cases import open_case, score_case, segment
+from nestedseg.evaluation.depths import TOLERANCE as SURFACE_TOLERANCE
+from nestedseg.evaluation.depths import compare_depths, score_heads
+from nestedseg.models.model import SegmentationModel
+from nestedseg.training.history import Epoch, best_epoch
+from nestedseg.training.loop import MODEL, fit
+from nestedseg.training.report.semantic import write_report
+from nestedseg.training.settings import Settings
 
 SPLIT = {"training": 200, "validation": 20, "test": 40}
 PARTS = ("anterior", "posterior")

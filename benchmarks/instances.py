@@ -27,12 +27,13 @@ from torch import Tensor, nn
 
 import nestedseg
 from nestedseg.data import Pair, find_pairs, read_image, read_label
-from nestedseg.detection import mask_rcnn
-from nestedseg.inference import predict_image
-from nestedseg.instance_metrics import InstanceScores
-from nestedseg.instances import from_mask, from_prediction, to_target
-from nestedseg.losses import HybridLoss
-from nestedseg.preprocess import preprocess
+from nestedseg.data.instance_maps import to_target
+from nestedseg.data.preprocessing import preprocess
+from nestedseg.instances.detectors import mask_rcnn
+from nestedseg.instances.maps import from_mask, from_prediction
+from nestedseg.instances.metrics import InstanceScores
+from nestedseg.prediction.predict import predict_image
+from nestedseg.training.losses import HybridLoss
 
 SIDE = 256
 SPLIT = {"training": 0.5, "validation": 0.2, "test": 0.3}

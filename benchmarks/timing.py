@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nestedseg.meta import meta_copy
+from nestedseg.decoder.meta import meta_copy
 
 WARM = 2  # runs that do not count
 LEAST, MOST = 5, 15  # runs that do

@@ -10,10 +10,11 @@ from PIL import Image
 
 import nestedseg
 from nestedseg.data import LabelledInstances, find_pairs, synthetic_nuclei
-from nestedseg.detection import mask_rcnn
-from nestedseg.instance_inference import predict_instances
-from nestedseg.pictures import paint_instances, to_rgb
-from nestedseg.training import MODEL, Settings, fit
+from nestedseg.evaluation.visualise_masks import paint_instances, to_rgb
+from nestedseg.instances.detectors import mask_rcnn
+from nestedseg.instances.prediction import predict_instances
+from nestedseg.training.loop import MODEL, fit
+from nestedseg.training.settings import Settings
 
 IMAGES = Path(__file__).parent / "images"
 

@@ -1,31 +1,35 @@
 """Nested U-Nets for image segmentation: skip topologies as data, over any timm encoder."""
 
 from importlib import import_module as _import_module
-from types import ModuleType as _ModuleType
+from sys import modules as _modules
 from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
-from nestedseg.encoders import encoder_info, list_encoders
-from nestedseg.graph import Graph, GraphError
-from nestedseg.hub import from_pretrained
-from nestedseg.lowering import execution
-from nestedseg.model import SegmentationModel, choose_depth, create
-from nestedseg.preprocess import preprocess
-from nestedseg.pyramid import FeaturePyramid, pyramid
-from nestedseg.remote import HubError
-from nestedseg.topologies import list_topologies, register_topology, topology
-from nestedseg.version import __version__
+from nestedseg.base.moved import SHORT as _SHORT
+from nestedseg.base.moved import keep_old_names as _keep_old_names
+from nestedseg.base.version import __version__
+from nestedseg.topology import Graph, GraphError, list_topologies, register_topology, topology
 
 if _TYPE_CHECKING:
     from nestedseg import convert as convert
     from nestedseg import data as data
-    from nestedseg import detection as detection
-    from nestedseg import inference as inference
-    from nestedseg import instance_inference as instance_inference
-    from nestedseg import instance_metrics as instance_metrics
+    from nestedseg import evaluation as evaluation
     from nestedseg import instances as instances
-    from nestedseg import losses as losses
-    from nestedseg import metrics as metrics
+    from nestedseg import prediction as prediction
     from nestedseg import training as training
+    from nestedseg.convert import from_pretrained as from_pretrained
+    from nestedseg.data import preprocess as preprocess
+    from nestedseg.decoder.lowering import execution as execution
+    from nestedseg.encoders import encoder_info as encoder_info
+    from nestedseg.encoders import list_encoders as list_encoders
+    from nestedseg.evaluation import metrics as metrics
+    from nestedseg.hub.client import HubError as HubError
+    from nestedseg.models import FeaturePyramid as FeaturePyramid
+    from nestedseg.models import SegmentationModel as SegmentationModel
+    from nestedseg.models import choose_depth as choose_depth
+    from nestedseg.models import create as create
+    from nestedseg.models import pyramid as pyramid
+    from nestedseg.training import losses as losses
 
 __all__ = [
     "FeaturePyramid",
@@ -47,16 +51,28 @@ __all__ = [
     "topology",
 ]
 
-_LAZY = ("convert", "data", "detection", "inference", "instance_inference", "instance_metrics",
-         "instances", "losses", "metrics", "training")
+# Imported on first use, so that a graph needs no torch: where each name is, and the rooms.
+_NAMES = {
+    "FeaturePyramid": "models", "HubError": "hub.client", "SegmentationModel": "models",
+    "choose_depth": "models", "create": "models", "encoder_info": "encoders",
+    "execution": "decoder.lowering", "from_pretrained": "convert", "list_encoders": "encoders",
+    "preprocess": "data", "pyramid": "models",
+}
+_ROOMS = ("convert", "data", "evaluation", "instances", "prediction", "training")
 
 
-def __getattr__(name: str) -> _ModuleType:
-    # Loaded on first use: importing nestedseg costs no more than importing torch and timm.
-    if name in _LAZY:
+def __getattr__(name: str) -> _Any:
+    if name in _NAMES:
+        value = getattr(_import_module(f"nestedseg.{_NAMES[name]}"), name)
+        globals()[name] = value  # over a module of this name, and at once the next time
+        return value
+    if name in _ROOMS or f"nestedseg.{name}" in _modules:
         return _import_module(f"nestedseg.{name}")
     raise AttributeError(f"module 'nestedseg' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted({*globals(), *_NAMES, *_ROOMS, *_SHORT})
+
+
+_keep_old_names()

@@ -13,6 +13,6 @@ for version in "==0.34.0" "<1" "==1.0.0" "<2" "<3"; do
   "$python" -m pip install --quiet --target "$client" "huggingface-hub$version"
   export PYTHONPATH="$client"
   "$python" -c 'import huggingface_hub as client; print("huggingface-hub", client.__version__)'
-  "$python" -m pytest tests/test_hub_server.py tests/test_hub.py tests/test_card.py \
-    tests/test_publish.py
+  "$python" -m pytest tests/hub/test_hub_server.py tests/hub/test_hub.py \
+    tests/hub/test_card.py tests/hub/test_publish.py
 done

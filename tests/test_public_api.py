@@ -1,20 +1,24 @@
-import ast
 import importlib
 import importlib.metadata
 import inspect
 import json
+import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 import nestedseg
+from nestedseg.base.moved import MOVED
+from nestedseg.instances import detectors
 
 # Names that the issue fixes, and where it fixes their defaults.
 NAMES = {"Graph", "GraphError", "SegmentationModel", "choose_depth", "create", "from_pretrained",
          "list_encoders", "list_topologies", "preprocess", "register_topology", "topology"}
-SUBMODULES = {"convert", "data", "inference", "losses", "metrics", "training"}
+SUBMODULES = {"convert", "data", "losses", "metrics", "prediction", "training"}
 CREATE = {
     "classes": 1, "in_channels": 3, "task": None, "encoder_weights": None, "depth": None,
     "encoder_channels": (32, 64, 128, 256, 512), "decoder_channels": None,
@@ -66,8 +70,8 @@ def test_topologies_are_listed_and_a_new_one_is_one_function():
         assert model.graph.to_dict()["nodes"] == {"x1_1": ["x2_0"], "x0_2": ["x1_1"]}
         assert model.config["topology"] == "test_ladder"
     finally:
-        from nestedseg import topologies
-        topologies._RULES.pop("test_ladder")
+        from nestedseg.topology import rules
+        rules._RULES.pop("test_ladder")
 
 
 def test_an_attribute_that_is_not_there_is_an_attribute_error():
@@ -123,28 +127,78 @@ def test_importing_loads_no_further_package(fresh):
     assert packages <= {"nestedseg", "torch", "timm", "safetensors", "huggingface_hub"}
 
 
-def test_submodules_are_loaded_on_first_use(fresh):
-    own = {name for name in fresh["new"] if name.startswith("nestedseg.")}
-    assert "nestedseg.model" in own
-    later = {"losses", "metrics", "training", "inference", "cli", "demo", "report", "pictures"}
-    assert not own & {f"nestedseg.{name}" for name in later}
-
-
 def test_the_core_works_without_the_extras(fresh):
     assert fresh["summary"].startswith("depth | parameters")
     assert fresh["svg"].startswith("<svg")
 
 
-@pytest.mark.parametrize("module", ["graph", "topologies", "feature_pyramids", "draw", "errors"])
-def test_a_topology_is_data_and_needs_no_torch(module):
-    source = (Path(nestedseg.__file__).parent / f"{module}.py").read_text()
-    imported = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            imported.add(node.module)
-    assert not imported & {"torch", "timm", "numpy"}
-    assert {name for name in imported if name.startswith("nestedseg")} <= {
-        f"nestedseg.{name}" for name in ("draw", "errors", "graph", "extras", "feature_pyramids")
-    } | {"nestedseg"}
+# -- names of the version before the package was divided into rooms --------------------------------
+
+ROOMS = [importlib.import_module(f"nestedseg.{room}") for room in (
+    "convert", "data", "encoders", "evaluation", "instances", "models", "prediction", "topology",
+    "training")]
+PUBLIC = [getattr(module, name) for module in (detectors, *ROOMS) for name in module.__all__]
+EARLIER = """
+nestedseg.summary.Summary nestedseg.summary.Row nestedseg.preprocess.preprocess
+nestedseg.convert.from_smp nestedseg.convert.from_monai nestedseg.convert.timm_encoder
+nestedseg.graph.Node nestedseg.encoders.EncoderInfo nestedseg.losses.HybridLoss
+nestedseg.losses.PaperHybridLoss nestedseg.losses.DeepSupervision
+nestedseg.metrics.SegmentationScores nestedseg.metrics.Score nestedseg.data.find_pairs
+nestedseg.data.Pair nestedseg.data.list_images nestedseg.data.split_pairs
+nestedseg.data.spatial_axes nestedseg.data.read_image nestedseg.data.read_label
+nestedseg.data.open_volume nestedseg.data.Volume nestedseg.data.new_mask
+nestedseg.data.LabelledImages nestedseg.data.Patches nestedseg.data.EpochSampler
+nestedseg.data.synthetic_nuclei nestedseg.training.fit nestedseg.training.Settings
+nestedseg.training.Epoch nestedseg.training.best_epoch nestedseg.inference.predict_image
+nestedseg.inference.predict_volume nestedseg.inference.predict_heads
+nestedseg.inference.output_key nestedseg.inference.to_mask nestedseg.inference.default_window
+nestedseg.inference.slide nestedseg.inference.slide_slabs nestedseg.pyramid.pyramid
+nestedseg.detection.mask_rcnn nestedseg.detection.faster_rcnn nestedseg.detection.retinanet
+nestedseg.detection.Detector nestedseg.instance_inference.predict_instances
+nestedseg.instances.to_target nestedseg.instances.from_prediction nestedseg.instances.from_mask
+nestedseg.instances.renumber nestedseg.instances.find_pieces nestedseg.instances.put_together
+nestedseg.instances.Piece nestedseg.data.LabelledInstances nestedseg.data.InstancePatches
+nestedseg.instance_metrics.InstanceScores nestedseg.instance_metrics.bowl_score
+""".split()  # noqa: SIM905
+
+
+@pytest.mark.parametrize("name", EARLIER)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_earlier_name_leads_to_what_is_public_now(name):
+    module, _, attribute = name.rpartition(".")
+    value = getattr(importlib.import_module(module), attribute)
+    assert value in PUBLIC
+    reached = getattr(nestedseg, module.removeprefix("nestedseg."))
+    assert reached is value or getattr(reached, attribute) is value  # a function, or a module
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_module_that_moved_says_where_to(name):
+    place = importlib.import_module(f"nestedseg.{MOVED[name]}")
+    public = "__version__" if name == "version" else next(
+        key for key in vars(place) if not key.startswith("_"))
+    with pytest.warns(DeprecationWarning, match=f"nestedseg.{name} is now {place.__name__}"):
+        assert getattr(importlib.import_module(f"nestedseg.{name}"), public) is getattr(
+            place, public)
+
+
+def test_functions_are_not_hidden_by_modules_of_their_name():
+    code = ("import nestedseg.preprocess, nestedseg.pyramid, nestedseg.topology.graph;"
+            "print(*map(callable, (nestedseg.preprocess, nestedseg.pyramid, nestedseg.topology)))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True True True\n", done.stderr
+
+
+def test_a_model_that_was_pickled_whole_under_the_old_names_is_read():
+    model = nestedseg.create("unetpp", encoder_channels=(2, 3)).eval()
+    old = {place: name for name, place in MOVED.items() if name != "model"}
+    text = pickle.dumps(model, 0)  # of protocol 0: names are lines
+    for place, name in old.items():
+        text = text.replace(f"cnestedseg.{place}\n".encode(), f"cnestedseg.{name}\n".encode())
+    text = text.replace(b"cnestedseg.models.model\n", b"cnestedseg.model\n")
+    assert b"cnestedseg.compiler\n" in text and b"cnestedseg.model\n" in text
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        again = pickle.loads(text)
+    x = torch.rand(1, 3, 8, 8)
+    assert torch.equal(again(x), model(x))

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.paper.plan import Protocol
+from nestedseg.base.extras import require
 from nestedseg.data import LabelledImages, Pair, find_pairs, read_label
-from nestedseg.extras import require
 
 PARTS = ("training", "validation", "test")
 SEED = 0  # of the split, the same in every trial

@@ -15,8 +15,8 @@ from benchmarks.paper.plan import BACKBONES, FIGURE_4, FIGURE_8
 from benchmarks.paper.results import PERCENT, Results
 from benchmarks.paper.score import BUCKETS
 from benchmarks.paper.stats import compare, summarise
-from nestedseg.extras import require
-from nestedseg.slices import pyplot
+from nestedseg.base.extras import require
+from nestedseg.evaluation.visualise_volumes import pyplot
 
 # Okabe and Ito's colours, told apart by colour-blind eyes; markers and lines differ as well.
 STYLES = {"unet": ("#000000", "o", "-"), "wide-unet": ("#cc79a7", "v", ":"),

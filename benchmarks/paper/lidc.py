@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from nestedseg.extras import require
+from nestedseg.base.extras import require
 
 SIDE = 64  # voxels of 1 mm
 READERS = 2  # of four, who must have drawn a voxel

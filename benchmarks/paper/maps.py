@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nestedseg.base.extras import require
 from nestedseg.data import LabelledImages
-from nestedseg.extras import require
-from nestedseg.graph import position
-from nestedseg.model import SegmentationModel
-from nestedseg.preprocess import preprocess
+from nestedseg.data.preprocessing import preprocess
+from nestedseg.models.model import SegmentationModel
+from nestedseg.topology.graph import position
 
 SIDE = 128  # pixels, from the middle of the first test image
 

@@ -18,9 +18,11 @@ from benchmarks.paper.data import DATA, read_sets
 from benchmarks.paper.plan import PROFILES
 from benchmarks.paper.results import Results
 from benchmarks.paper.run import RESULTS, ROOT
-from nestedseg.publish import write_repo
-from nestedseg.report import read_report, write_report
-from nestedseg.training import MODEL, Epoch
+from nestedseg.hub.publish import write_repo
+from nestedseg.training.history import Epoch
+from nestedseg.training.loop import MODEL
+from nestedseg.training.report.metrics_file import read_report
+from nestedseg.training.report.semantic import write_report
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from nestedseg.errors import nearest, show
-from nestedseg.training import Settings
+from nestedseg.base.errors import nearest, show
+from nestedseg.training.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paper import lidc
+from nestedseg.base.errors import show
+from nestedseg.base.extras import require
 from nestedseg.data import read_image
-from nestedseg.errors import show
-from nestedseg.extras import require
 
 MODALITIES = ("Flair", "T1", "T1c", "T2")  # the channels of BraTS, in this order
 LIVER = 1  # in LiTS; 2 = lesion, which the paper takes for background

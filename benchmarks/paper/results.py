@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.paper.score import ENSEMBLE
-from nestedseg.metrics import SegmentationScores
+from nestedseg.evaluation.metrics import SegmentationScores
 
 PERCENT = 100.0
 

@@ -27,8 +27,8 @@ import torch
 from benchmarks.paper import trial as one
 from benchmarks.paper.data import read_sets
 from benchmarks.paper.plan import PROFILES, Row, Trial, plan
+from nestedseg.base.extras import require
 from nestedseg.data import LabelledImages
-from nestedseg.extras import require
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "paper"

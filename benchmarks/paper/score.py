@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.paper.data import read_objects
+from nestedseg.base.extras import require
 from nestedseg.data import LabelledImages
-from nestedseg.extras import require
-from nestedseg.inference import slide
-from nestedseg.metrics import SegmentationScores
-from nestedseg.model import SegmentationModel
-from nestedseg.preprocess import preprocess
+from nestedseg.data.preprocessing import preprocess
+from nestedseg.evaluation.metrics import SegmentationScores
+from nestedseg.models.model import SegmentationModel
+from nestedseg.prediction.sliding_window import slide
 
 ENSEMBLE = "ensemble"
 BUCKETS = 7  # of Fig. 7

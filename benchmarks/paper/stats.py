@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nestedseg.extras import require
+from nestedseg.base.extras import require
 
 LEVEL = 0.95  # of intervals
 ALPHA = 0.05  # below which a p-value is called significant, as in the paper

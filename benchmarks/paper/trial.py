@@ -25,8 +25,9 @@ from benchmarks.paper.plan import FIGURE_8, Trial
 from benchmarks.paper.score import score
 from benchmarks.timing import elapsed
 from nestedseg.data import LabelledImages
-from nestedseg.model import SegmentationModel
-from nestedseg.training import CHECKPOINT, MODEL, best_epoch, fit
+from nestedseg.models.model import SegmentationModel
+from nestedseg.training.history import best_epoch
+from nestedseg.training.loop import CHECKPOINT, MODEL, fit
 
 TIMED = 5  # passes over a patch, of which the median counts
 APART = ("times", "machine")  # what differs when a trial is repeated

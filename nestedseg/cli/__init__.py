@@ -6,10 +6,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import nestedseg
-from nestedseg.cli import hub, models, predict, train
+from nestedseg.cli import demo, models, predict, publish, train
 
 EXAMPLES = """\
 examples:
@@ -68,23 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_predict(command("predict", predict.predict))
     models.add_prune(command("prune", models.prune))
     models.add_export(command("export", models.export))
-    hub.add_publish(command("publish", hub.publish))
+    publish.add_publish(command("publish", publish.publish))
     models.add_summary(command("summary", models.summary))
     models.add_draw(command("draw", models.draw))
     models.add_list(command("list", models.list_names))
-    _add_demo(command("demo", demo))
+    demo.add_demo(command("demo", demo.demo))
     return parser
-
-
-def demo(args: argparse.Namespace) -> None:
-    """Train, compare depths, prune, save and reload, on pictures that the package makes."""
-    from nestedseg.demo import run_demo
-    run_demo(args.out, args.images, args.labels)
-
-
-def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR",
-                        help="default: %(default)s")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="real images in their place")
-    parser.add_argument("--labels", type=Path, metavar="DIR",
-                        help="their labels; above 0 is the foreground")

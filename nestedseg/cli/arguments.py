@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 import nestedseg
+from nestedseg.decoder.layers import NORMS, UPSAMPLINGS
 from nestedseg.encoders import Options, describe_encoder
-from nestedseg.layers import NORMS, UPSAMPLINGS
 
 MODEL_HELP = "a folder, like run/model, or the id of a repo on the Hugging Face Hub, user/name"
 

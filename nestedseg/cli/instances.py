@@ -11,7 +11,7 @@ import torch
 from nestedseg.data import LabelledInstances
 
 if TYPE_CHECKING:
-    from nestedseg.detection import MaskRCNN
+    from nestedseg.instances.detectors import MaskRCNN
 
 PATCH = [256]
 TOPOLOGY = "fpnpp"
@@ -53,7 +53,7 @@ def make_detector(args: argparse.Namespace, **options: Any) -> MaskRCNN:
             raise ValueError("all levels of a pyramid have one number of channels; "
                              f"--decoder-channels has {len(args.decoder_channels)}")
         options["out_channels"] = args.decoder_channels[0]
-    detection = import_module("nestedseg.detection")  # needs torchvision
+    detection = import_module("nestedseg.instances.detectors")  # needs torchvision
     return detection.mask_rcnn(args.topology or TOPOLOGY, args.encoder, resize=False,
                                anchor_scale=args.anchor_scale,
                                box_detections_per_img=DETECTIONS, **options)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import nestedseg
 from nestedseg.cli.arguments import MODEL_HELP, add_model_options, model_options, one_or_all
-from nestedseg.export import SUFFIXES
-from nestedseg.remote import is_repo_id
-from nestedseg.topologies import read
+from nestedseg.hub.client import is_repo_id
+from nestedseg.models.export import SUFFIXES
+from nestedseg.topology.rules import read
 
 
 def prune(args: argparse.Namespace) -> None:

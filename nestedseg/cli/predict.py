@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import nestedseg
+from nestedseg.base.extras import require
 from nestedseg.cli.arguments import MODEL_HELP, device, one_or_all
 from nestedseg.data import list_images, new_mask, open_volume, read_image, spatial_axes
 from nestedseg.data.files import split_name
-from nestedseg.extras import require
-from nestedseg.inference import OVERLAP, WINDOW, predict_image, predict_volume, to_mask
-from nestedseg.instance_inference import SCORE, check_finds_instances, predict_instances
-from nestedseg.model import SegmentationModel
-from nestedseg.pictures import paint_classes, paint_instances, to_rgb
-from nestedseg.slices import Case, draw_slices
+from nestedseg.evaluation.visualise_masks import paint_classes, paint_instances, to_rgb
+from nestedseg.evaluation.visualise_volumes import Case, draw_slices
+from nestedseg.instances.prediction import SCORE, check_finds_instances, predict_instances
+from nestedseg.models.model import SegmentationModel
+from nestedseg.prediction import predict_image, predict_volume, to_mask
+from nestedseg.prediction.sliding_window import OVERLAP, WINDOW
 
 if TYPE_CHECKING:
-    from nestedseg.detection import Detector
+    from nestedseg.instances.detectors import Detector
 
 MAX_INSTANCES = 65_535  # in a map of 16 bit
 

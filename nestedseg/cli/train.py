@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 import nestedseg
+from nestedseg.base.extras import require
 from nestedseg.cli import instances
 from nestedseg.cli.arguments import add_model_options, device, model_options, one_or_all
-from nestedseg.cli.hub import access, add_hub_options, push
+from nestedseg.cli.publish import access, add_hub_options, push
 from nestedseg.data import (
     LabelledImages,
     LabelledInstances,
@@ -22,15 +23,15 @@ from nestedseg.data import (
     spatial_axes,
     split_pairs,
 )
-from nestedseg.extras import require
-from nestedseg.instance_report import write_instance_report
-from nestedseg.model import SegmentationModel
-from nestedseg.publish import open_repo
-from nestedseg.report import depth_table, write_report
-from nestedseg.training import MODEL, PRECISIONS, Settings, fit
+from nestedseg.hub.publish import open_repo
+from nestedseg.models.model import SegmentationModel
+from nestedseg.training.loop import MODEL, fit
+from nestedseg.training.report.instances import write_instance_report
+from nestedseg.training.report.semantic import depth_table, write_report
+from nestedseg.training.settings import PRECISIONS, Settings
 
 if TYPE_CHECKING:
-    from nestedseg.detection import Detector
+    from nestedseg.instances.detectors import Detector
 
 PATCH = {2: [96], 3: [64]}  # one number for all axes
 TOPOLOGY = "unetpp"

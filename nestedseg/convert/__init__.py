@@ -6,6 +6,7 @@ and tensors. What has no counterpart is refused, with the layer named, before an
 
 from nestedseg.convert.backbone import timm_encoder
 from nestedseg.convert.monai import from_monai
+from nestedseg.convert.pretrained import from_pretrained
 from nestedseg.convert.smp import from_smp
 
-__all__ = ["from_monai", "from_smp", "timm_encoder"]
+__all__ = ["from_monai", "from_pretrained", "from_smp", "timm_encoder"]

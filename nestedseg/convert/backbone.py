@@ -7,10 +7,10 @@ import logging
 import timm
 from torch import nn
 
+from nestedseg.base.errors import show
 from nestedseg.encoders.stem import StemmedEncoder
 from nestedseg.encoders.timm_encoder import TimmEncoder
-from nestedseg.errors import show
-from nestedseg.model import SegmentationModel
+from nestedseg.models.model import SegmentationModel
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nestedseg import storage
-from nestedseg.config import Config
 from nestedseg.convert.monai_layers import DEPTH, decoder_block, encoder_blocks, heads, inspect
 from nestedseg.convert.monai_options import NETWORKS, Theirs
 from nestedseg.convert.weights import (
@@ -27,12 +25,15 @@ from nestedseg.convert.weights import (
     refuse_leftovers,
     untrained,
 )
+from nestedseg.decoder.layers import split_choice
+from nestedseg.decoder.meta import own_tensors
 from nestedseg.encoders import Options, describe_encoder
-from nestedseg.graph import Graph, position
-from nestedseg.layers import split_choice
-from nestedseg.model import SegmentationModel, padding
-from nestedseg.targets import choose_task
-from nestedseg.topologies import topology
+from nestedseg.models.config import Config
+from nestedseg.models.model import SegmentationModel
+from nestedseg.models.sizes import padding
+from nestedseg.models.targets import choose_task
+from nestedseg.topology.graph import Graph, position
+from nestedseg.topology.rules import topology
 
 
 def from_monai(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
@@ -74,7 +75,7 @@ def from_monai(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
         state = read_state(source)
     ours = mirror(theirs, task)
     model = plan(ours)
-    needed = storage.own_tensors(model)
+    needed = own_tensors(model)
     return fill(model, translate(theirs, ours.graph, needed, state), where)
 
 

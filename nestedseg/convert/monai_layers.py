@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from nestedseg.base.errors import show
 from nestedseg.convert.monai_options import ACTIVATIONS, NETWORKS, NORMS, Kind, Theirs
 from nestedseg.convert.weights import refuse
-from nestedseg.errors import show
 
 DEPTH = 4
 # The last layer of their up-sampling.

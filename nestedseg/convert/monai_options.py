@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nestedseg.base.errors import choose, nearest, show, whole, wholes
 from nestedseg.convert.weights import refuse
-from nestedseg.errors import choose, nearest, show, whole, wholes
-from nestedseg.graph import MAX_CHANNELS
-from nestedseg.layers import Choice
+from nestedseg.decoder.layers import Choice
+from nestedseg.topology.graph import MAX_CHANNELS
 
 NETWORKS = {"BasicUNet": "unet", "BasicUNetPlusPlus": "unetpp"}
 DEFAULTS = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2,

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nestedseg import storage
+from nestedseg.base.errors import blamed, show
 from nestedseg.convert.smp_encoders import match, pair_encoder
 from nestedseg.convert.smp_graph import mirror
 from nestedseg.convert.smp_options import ARCHITECTURES, Theirs
@@ -27,9 +27,11 @@ from nestedseg.convert.weights import (
     refuse,
     refuse_leftovers,
 )
-from nestedseg.errors import blamed, show
-from nestedseg.model import SegmentationModel
-from nestedseg.sources import open_source
+from nestedseg.decoder.meta import own_tensors
+from nestedseg.hub import storage
+from nestedseg.hub.checkpoint import Source
+from nestedseg.hub.sources import open_source
+from nestedseg.models.model import SegmentationModel
 
 LAST = {"Identity": None, "Sigmoid": "sigmoid", "Softmax": "softmax2d"}  # layers, by activation
 # The kinds of layers outside of the encoder, by the name of their class; a block without layers is
@@ -95,6 +97,12 @@ def recognises(config: Any) -> bool:
                                                for key in ("_model_class", "encoder_name"))
 
 
+def load(source: Source, config: Mapping[str, Any], depth: int | None) -> SegmentationModel:
+    """The model in a folder or repo that they wrote, pruned to a depth where one is given."""
+    model = from_files(config, source.get(storage.WEIGHTS))
+    return model if depth is None else model.prune(depth)
+
+
 def from_files(config: Mapping[str, Any], weights: Path,
                task: str | None = None) -> SegmentationModel:
     """The model of a configuration and a .safetensors file that ``save_pretrained`` wrote.
@@ -120,7 +128,7 @@ def convert(config: Mapping[str, Any], weights: State | Path, where: str,
     encoder = match(theirs.encoder_name)
     ours, modules = mirror(theirs, encoder, task)
     model = plan(ours)
-    needed = storage.own_tensors(model)
+    needed = own_tensors(model)
     with blamed(where):
         shapes = (storage.read_shapes(weights) if isinstance(weights, Path) else
                   {name: tuple(tensor.shape) for name, tensor in weights.items()})

@@ -10,11 +10,11 @@ from functools import lru_cache
 import timm
 import torch
 
+from nestedseg.base.errors import nearest, show
 from nestedseg.convert.smp_options import Theirs
 from nestedseg.convert.weights import refuse
 from nestedseg.encoders import Description, Options, describe_encoder
 from nestedseg.encoders.timm_encoder import parse_name
-from nestedseg.errors import nearest, show
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from nestedseg.config import Config
+from nestedseg.base.errors import choose
 from nestedseg.convert.smp_encoders import Match, describe
 from nestedseg.convert.smp_options import ACTIVATIONS, Theirs
 from nestedseg.convert.weights import refuse
-from nestedseg.errors import choose
-from nestedseg.graph import Graph, position
-from nestedseg.model import padding
-from nestedseg.targets import TASKS, Task
+from nestedseg.models.config import Config
+from nestedseg.models.sizes import padding
+from nestedseg.models.targets import TASKS, Task
+from nestedseg.topology.graph import Graph, position
 
 Blocks = dict[str, "str | None"]
 ATTENTION = {"cSE.1": "squeeze", "cSE.3": "excite", "sSE.0": "spatial"}

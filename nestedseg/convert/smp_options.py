@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nestedseg.base.errors import choose, nearest, show, whole, wholes
 from nestedseg.convert.weights import refuse
-from nestedseg.errors import choose, nearest, show, whole, wholes
-from nestedseg.graph import MAX_CHANNELS
-from nestedseg.layers import Choice
-from nestedseg.targets import TASKS, Task
+from nestedseg.decoder.layers import Choice
+from nestedseg.models.targets import TASKS, Task
+from nestedseg.topology.graph import MAX_CHANNELS
 
 ARCHITECTURES = ("Unet", "UnetPlusPlus")
 # At a factor of two, the last two are the first.

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nestedseg import meta, storage
-from nestedseg.config import Config
-from nestedseg.errors import blamed, show
-from nestedseg.model import SegmentationModel, build
+from nestedseg.base.errors import blamed, show
+from nestedseg.decoder import meta
+from nestedseg.hub import storage
+from nestedseg.models.config import Config
+from nestedseg.models.factory import build
+from nestedseg.models.model import SegmentationModel
 
 PICKLED = (".pth", ".pt", ".bin")
 State = dict[str, Tensor]
@@ -89,7 +91,7 @@ def fill(model: SegmentationModel, state: Mapping[str, Tensor], where: str) -> S
     Raises:
         ValueError: a tensor that is missing, or of another shape or kind.
     """
-    needed = storage.own_tensors(model)
+    needed = meta.own_tensors(model)
     check_shapes(needed, {name: name for name in state},
                  {name: tuple(tensor.shape) for name, tensor in state.items()}, where)
     for name, tensor in needed.items():

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nestedseg.data.files import Pair
+from nestedseg.data.instance_maps import renumber, to_target
 from nestedseg.data.labelled import LabelledImages
 from nestedseg.data.patches import Patches
-from nestedseg.instances import renumber, to_target
 
 MAX_MASK_BYTES = 2**29  # in a batch, a byte a pixel; torchvision makes floats of them
 

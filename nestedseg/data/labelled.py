@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from nestedseg.data import pictures, volumes
+from nestedseg.data import images, volumes
 from nestedseg.data.files import Pair, spatial_axes
-from nestedseg.preprocess import Moments, measure, to_float
+from nestedseg.data.preprocessing import Moments, measure, to_float
 
 KEEP_BYTES = 2 * 2**30  # decoded images kept in memory; the rest are read again when needed
-READ = {2: pictures.read_pair, 3: volumes.read_pair}
+READ = {2: images.read_pair, 3: volumes.read_pair}
 
 
 class LabelledImages:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nestedseg.extras import require
+from nestedseg.base.extras import require
 
 RADIUS = (4.0, 13.0)  # pixels
 AREA_PER_NUCLEUS = 800  # pixels of picture: nuclei then cover a quarter to a third of it

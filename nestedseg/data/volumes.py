@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from nestedseg.base.extras import require
 from nestedseg.data.files import Pair, split_name
-from nestedseg.extras import require
 
 MAX_VOXELS = 2 ** 31  # of a resampled volume
 DEFLATE = 1032  # no gzip file unpacks to more than so many times its size

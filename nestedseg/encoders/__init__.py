@@ -11,12 +11,12 @@ from pathlib import Path
 
 import timm
 
+from nestedseg.decoder.layers import Level, Style
 from nestedseg.encoders import plain, timm_encoder
 from nestedseg.encoders.contract import Encoder
 from nestedseg.encoders.description import Description, Options
 from nestedseg.encoders.info import EncoderInfo, encoder_info
 from nestedseg.encoders.stem import StemmedEncoder, stem_channels
-from nestedseg.layers import Level, Style
 
 __all__ = ["Description", "Encoder", "EncoderInfo", "Options", "build_encoder",
            "describe_encoder", "encoder_info", "list_encoders"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from nestedseg.layers import Level
+from nestedseg.decoder.layers import Level
 
 
 class Encoder(nn.Module):

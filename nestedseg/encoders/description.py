@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from nestedseg.errors import show, whole, wholes
-from nestedseg.graph import MAX_CHANNELS
-from nestedseg.layers import Level
+from nestedseg.base.errors import show, whole, wholes
+from nestedseg.decoder.layers import Level
+from nestedseg.topology.graph import MAX_CHANNELS
 
 MAX_SIDE = 2 ** 16  # pixels
 MAX_TAPS = 32

@@ -7,12 +7,12 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from nestedseg.blocks import DoubleConv
-from nestedseg.checkpointing import set_checkpointing
+from nestedseg.decoder.blocks import DoubleConv
+from nestedseg.decoder.kernels import preferred_layout
+from nestedseg.decoder.layers import Level, Style, max_pool, steps_between
+from nestedseg.decoder.recomputation import set_checkpointing
 from nestedseg.encoders.contract import Encoder
 from nestedseg.encoders.description import Description, Options
-from nestedseg.kernels import preferred_layout
-from nestedseg.layers import Level, Style, max_pool, steps_between
 
 
 def describe(options: Options) -> Description:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from nestedseg.base.errors import nearest, show
 from nestedseg.encoders.trial import Maps, Size, Trial, Unfit, nearest_power
-from nestedseg.errors import nearest, show
 
 # How a model may be told that images differ in size; the first that works is used.
 DYNAMIC: tuple[dict[str, Any], ...] = (

@@ -10,10 +10,10 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nestedseg.base.errors import wholes
+from nestedseg.decoder.layers import LINEAR
 from nestedseg.encoders.probe import Feature
-from nestedseg.errors import wholes
-from nestedseg.graph import MAX_CHANNELS
-from nestedseg.layers import LINEAR
+from nestedseg.topology.graph import MAX_CHANNELS
 
 SIMPLE_PYRAMID = (4, 8, 16, 32)  # strides, after ViTDet
 

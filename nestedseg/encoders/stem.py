@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nestedseg.blocks import DoubleConv
-from nestedseg.checkpointing import set_checkpointing
+from nestedseg.decoder.blocks import DoubleConv
+from nestedseg.decoder.layers import Level, Style, max_pool, steps_between
+from nestedseg.decoder.recomputation import set_checkpointing
 from nestedseg.encoders.contract import Encoder
-from nestedseg.layers import Level, Style, max_pool, steps_between
 
 
 def stem_channels(stem: bool | int | Sequence[int], finest: int) -> tuple[int, ...]:

@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nestedseg.base.errors import nearest, show
+from nestedseg.decoder.layers import CONV, Level
 from nestedseg.encoders.contract import Encoder
 from nestedseg.encoders.description import Description, Options, are_names
 from nestedseg.encoders.probe import Probe, probe, probe_named
@@ -23,8 +25,6 @@ from nestedseg.encoders.trial import forward_taps, listen, pretrained_cfg
 from nestedseg.encoders.trim import trim
 from nestedseg.encoders.volumetric import plan
 from nestedseg.encoders.watch import depth_stride
-from nestedseg.errors import nearest, show
-from nestedseg.layers import CONV, Level
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nestedseg.meta import meta_copy
+from nestedseg.decoder.meta import meta_copy
 
 Run = Callable[[nn.Module], Sequence[Tensor]]
 Idle = dict[str, "type[nn.Module] | None"]

@@ -1,0 +1,1 @@
+"""What every room may use: errors, optional imports, the version, and names that moved."""

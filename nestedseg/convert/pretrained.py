@@ -1,0 +1,92 @@
+"""`from_pretrained`: the formats in which models are found, in a folder or on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from nestedseg.base.errors import blamed
+from nestedseg.convert import smp
+from nestedseg.hub import storage
+from nestedseg.hub.checkpoint import Source
+from nestedseg.hub.sources import open_source
+from nestedseg.models import pretrained
+from nestedseg.models.model import SegmentationModel
+
+
+class Format(NamedTuple):
+    """A format in which a model may have been saved beside a config.json.
+
+    Args:
+        recognises: whether a config is of this format. The first format that does is taken.
+        load: makes the model from where its files are, its config and the depth to prune it to
+            (``None`` = the whole model).
+    """
+
+    recognises: Callable[[Mapping[str, Any]], bool]
+    load: Callable[[Source, dict[str, Any], int | None], Any]
+
+
+def load_detector(source: Source, config: dict[str, Any], depth: int | None) -> Any:
+    """A detector, whose room is imported here because it needs torchvision."""
+    return import_module("nestedseg.instances.pretrained").load(source, config, depth)
+
+
+FORMATS = (
+    Format(smp.recognises, smp.load),
+    Format(lambda config: "detector" in config, load_detector),
+    Format(lambda config: True, pretrained.load),
+)
+
+
+def from_pretrained(
+    repo_or_dir: str | Path,
+    depth: int | None = None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> SegmentationModel | Any:
+    """The model that `save_pretrained` or `push_to_hub` wrote, in eval mode.
+
+    Folders and repos that segmentation_models.pytorch wrote are recognised, and converted as by
+    `nestedseg.convert.from_smp`.
+
+    Where a folder of that name exists, it is meant; else a string like ``"user/name"`` is a repo
+    on the Hugging Face Hub. Of a model with several heads, one depth is downloaded, read and built
+    without what only deeper ones need.
+
+    Encoder weights are never fetched again, nothing is unpickled, and every tensor must be there,
+    finite and of its shape: a model is whole, or there is an error.
+
+    Args:
+        repo_or_dir: a folder with ``config.json`` and weights, or the id of a repo.
+        depth: prune to this depth; default: the whole model.
+        revision: branch, tag or commit of the repo. With a commit's full name, nothing that is
+            in the cache is asked for; otherwise one request finds out which commit is meant.
+        cache_dir: where downloads are kept; default: the Hub client's.
+        token: for a private repo; default: the one that was stored by ``hf auth login``.
+        local_files_only: make no request; what is not in the cache is an error.
+        force_download: replace what is in the cache.
+        device: of the weights.
+        dtype: of the weights; default: that in which they were saved.
+
+    Raises:
+        HubError: a file cannot be downloaded, or came damaged (an `OSError`).
+        FileNotFoundError: there is no such folder, or a file is missing.
+        ValueError: a file is damaged, or its content is not what it should be.
+    """
+    source = open_source(repo_or_dir, revision=revision, cache_dir=cache_dir, token=token,
+                         local_files_only=local_files_only, force_download=force_download)
+    with blamed(source.where(storage.CONFIG)):
+        data = storage.read_json(source.get(storage.CONFIG))
+    model = next(each for each in FORMATS if each.recognises(data)).load(source, data, depth)
+    return model.to(device=device, dtype=dtype).eval()

@@ -1,0 +1,1 @@
+"""The decoder: a graph compiled to modules, and how its nodes are computed."""

@@ -1,0 +1,178 @@
+"""The blocks H that a node, or a level of the plain encoder, is computed by; by name in `BLOCKS`.
+
+Each is ``finish(first(x))``, ``(N, in_channels, *spatial)`` -> ``(N, out_channels, *spatial)``.
+Where ``first`` is a plain 3x3 convolution, a node computes it without concatenating its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nestedseg.decoder.layers import BATCH_NORM, CONV, Style, init_he
+from nestedseg.decoder.recomputation import Recomputable, remade
+
+
+class Block(Recomputable):
+    """``finish(first(x))``, of which a block says what is not so plain."""
+
+    @property
+    def first(self) -> nn.Module:
+        """The first layer."""
+        raise NotImplementedError
+
+    def finish(self, x: Tensor) -> Tensor:
+        """All that follows the first layer."""
+        return x
+
+    def compute(self, x: Tensor) -> Tensor:
+        return self.finish(self.first(x))
+
+
+class DoubleConv(Block):
+    """H: twice (3x3 convolution, norm, activation, dropout). The paper's plain form: norm=None."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
+        super().__init__()
+        conv, bias = CONV[style.dims], style.bias or style.norm is None
+        self.conv1 = conv(in_channels, out_channels, 3, padding=1, bias=bias)
+        self.norm1 = style.make_norm(out_channels)
+        self.act1 = style.make_activation()
+        self.conv2 = conv(out_channels, out_channels, 3, padding=1, bias=bias)
+        self.norm2 = style.make_norm(out_channels)
+        self.act2 = style.make_activation()
+        self.dropout = nn.Dropout(style.dropout)
+        self.apply(init_he)
+
+    @property
+    def first(self) -> nn.Module:
+        return self.conv1
+
+    def finish(self, x: Tensor) -> Tensor:
+        """All that follows the first convolution."""
+        x = remade(lambda x: self.act1(self.norm1(x)), lambda x: self.conv2(self.dropout(x)), x,
+                   module=self.norm1)
+        return self.dropout(self.act2(self.norm2(x)))
+
+
+class SCSE(nn.Module):
+    """x (c + s): weights for the channels, and for the pixels, of a map ``(N, C, *spatial)``.
+
+    Source: Roy et al., Concurrent spatial and channel squeeze & excitation, 2018, arXiv 1803.02579.
+    """
+
+    def __init__(self, channels: int, dims: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.squeeze = CONV[dims](channels, hidden, 1)
+        self.excite = CONV[dims](hidden, channels, 1)
+        self.spatial = CONV[dims](channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(dim=tuple(range(2, x.dim())), keepdim=True)
+        channels = self.excite(F.relu(self.squeeze(mean))).sigmoid()
+        return x * (channels + self.spatial(x).sigmoid())
+
+
+class SCSEOut(DoubleConv):
+    """H, what it gives weighted by scSE."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
+        super().__init__(in_channels, out_channels, style)
+        self.attention = SCSE(out_channels, style.dims)
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.attention(super().finish(x))
+
+
+class SCSEBoth(SCSEOut):
+    """H, what it takes and what it gives weighted by scSE.
+
+    The weights of its inputs depend on all of them, so that these must be concatenated.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
+        super().__init__(in_channels, out_channels, style)
+        self.entry = SCSE(in_channels, style.dims)
+
+    @property
+    def first(self) -> nn.Module:
+        return nn.Sequential(self.entry, self.conv1)
+
+
+class BatchNorm(Block):
+    """A batch norm alone, for encoders whose deepest feature comes without its last one."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
+        super().__init__()
+        check_unchanged("batch_norm", in_channels, out_channels)
+        self.norm = BATCH_NORM[style.dims](in_channels)
+
+    @property
+    def first(self) -> nn.Module:
+        return self.norm
+
+
+class SingleConv(Block):
+    """3x3 convolution, norm, activation, dropout."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
+        super().__init__()
+        self.conv = CONV[style.dims](in_channels, out_channels, 3, padding=1,
+                                     bias=style.bias or style.norm is None)
+        self.norm = style.make_norm(out_channels)
+        self.act = style.make_activation()
+        self.dropout = nn.Dropout(style.dropout)
+        self.apply(init_he)
+
+    @property
+    def first(self) -> nn.Module:
+        return self.conv
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.dropout(self.act(self.norm(x)))
+
+
+class PlainConv(Block):
+    """A convolution with a bias, and nothing after it."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style, kernel: int) -> None:
+        super().__init__()
+        self.conv = CONV[style.dims](in_channels, out_channels, kernel, padding=kernel // 2)
+        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="linear")
+        nn.init.zeros_(self.conv.bias)
+
+    @property
+    def first(self) -> nn.Module:
+        return self.conv
+
+
+class Identity(Block):
+    """Nothing: the node is what its inputs add up to."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
+        super().__init__()
+        check_unchanged("identity", in_channels, out_channels)
+        self.same = nn.Identity()
+
+    @property
+    def first(self) -> nn.Module:
+        return self.same
+
+
+def check_unchanged(block: str, in_channels: int, out_channels: int) -> None:
+    """Refuses other channels than those that a block takes, where it has no weights for that."""
+    if in_channels != out_channels:
+        raise ValueError(f"a node of the block {block!r} gives the {in_channels} channels that it "
+                         f"takes, not {out_channels}")
+
+
+BLOCKS: dict[str, Callable[[int, int, Style], Block]] = {
+    "double_conv": DoubleConv, "single_conv": SingleConv, "identity": Identity,
+    "conv1x1": partial(PlainConv, kernel=1), "conv3x3": partial(PlainConv, kernel=3),
+    "scse": SCSEBoth, "scse_out": SCSEOut, "batch_norm": BatchNorm,
+}
+WEIGHTLESS = ("identity",)  # those of them that have no tensors

@@ -1,0 +1,197 @@
+"""Graph + the encoder's levels -> a decoder whose forward is generated, readable code."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from nestedseg.base.errors import nearest, show
+from nestedseg.decoder.blocks import BLOCKS
+from nestedseg.decoder.kernels import preferred_layout
+from nestedseg.decoder.layers import Level, Style, make_head
+from nestedseg.decoder.nodes import Node
+from nestedseg.topology.graph import Graph, GraphError, is_encoder, position
+
+
+@dataclass(frozen=True)
+class Program:
+    """A generated forward, run as a method of a decoder, whose modules it calls by name."""
+
+    code: str
+    forward: Callable[..., tuple[Tensor, ...]]
+
+
+class Decoder(nn.Module):
+    """The nodes and heads of a graph, run by code compiled from it.
+
+    ``print(decoder.code)`` shows that code; ``decoder.x0_1`` is the module of X^{0,1},
+    ``decoder.head_x0_1`` its head.
+
+    Args:
+        graph: the topology.
+        modules: a module for each node and head, by those names.
+        strides: the stride of each node.
+    """
+
+    def __init__(self, graph: Graph, modules: Mapping[str, nn.Module],
+                 strides: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self.graph = graph
+        self.strides = dict(strides)
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self._programs: dict[tuple[int, ...], Program] = {}
+        self.program(graph.depths)  # before torch.compile could see it being made
+
+    @property
+    def code(self) -> str:
+        """The forward pass that was compiled from the graph, one line a node, as in Eq. 1."""
+        return self.program(self.graph.depths).code
+
+    @property
+    def executions(self) -> dict[str, str]:
+        """How each node is computed now; see `nestedseg.execution`."""
+        return {name: self.node(name).runs for name in self.graph.nodes}
+
+    def node(self, name: str) -> Any:
+        """The module of a node: a `Node`, or the form that `fuse` puts in its place."""
+        return self.get_submodule(name)
+
+    def program(self, depths: tuple[int, ...]) -> Program:
+        """The compiled forward of some heads: what the others need is not computed."""
+        if depths not in self._programs:
+            heads = [self.graph.head(depth) for depth in depths]
+            self._programs[depths] = compile_graph(self.graph, heads, root=self)
+        return self._programs[depths]
+
+    def forward(self, features: Sequence[Tensor], depths: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Logits of the heads at ``depths``, each ``(N, classes, *spatial)`` at its own stride.
+
+        ``features`` are the encoder's, finest first, the graph's ``encoder_row`` being the first.
+        """
+        features = [preferred_layout(x) for x in features[:self.graph.levels]]
+        return self.program(depths).forward(self, *features)
+
+    def prune(self, depth: int) -> Decoder:
+        """A new decoder with copies of the modules that the head of this depth needs."""
+        graph = self.graph.prune(depth)
+        names = [*graph.nodes, *(head_name(head) for head in graph.heads)]
+        modules = {name: copy.deepcopy(self.get_submodule(name)) for name in names}
+        return Decoder(graph, modules, {name: self.strides[name] for name in graph.nodes})
+
+    def __getstate__(self) -> dict[str, object]:
+        # Generated functions cannot be pickled; a copy compiles its own.
+        return self.__dict__ | {"_programs": {}}
+
+
+def head_name(node: str) -> str:
+    """The name of the head on a node: ``"x0_1"`` -> ``"head_x0_1"``."""
+    return f"head_{node}"
+
+
+def compile_graph(graph: Graph, heads: Sequence[str], root: nn.Module) -> Program:
+    """The forward pass of these heads as generated code over modules named as in ``root``.
+
+    Its arguments are all the encoder's features, so that every program is called alike. A head
+    follows its node at once, so that the node is freed after its last reader.
+    """
+    needed = graph.ancestors(heads)
+    program = fx.Graph()
+    rows = range(graph.encoder_row, graph.depth + 1)
+    values = {f"x{row}_0": program.placeholder(f"x{row}_0") for row in rows}
+    logits: dict[str, fx.Node] = {}
+    for node in graph.nodes.values():
+        if node.name in needed:
+            inputs = tuple(values[name] for name in node.inputs)
+            values[node.name] = _call(program, node.name, inputs)
+            if node.name in heads:
+                logits[node.name] = _call(program, head_name(node.name), (values[node.name],))
+    program.output(tuple(logits[head] for head in heads))
+    program.lint()
+    module = fx.GraphModule(root, program, class_name="Decoder")
+    return Program(module.code.strip(), type(module).forward)
+
+
+def _call(program: fx.Graph, target: str, args: tuple[fx.Node, ...]) -> fx.Node:
+    return program.create_node("call_module", target, args, name=target)
+
+
+def build_decoder(graph: Graph, encoder_levels: Sequence[Level], classes: int | None,
+                  channels: Sequence[int], style: Style, block: str = "double_conv",
+                  head_kernel: int = 1) -> Decoder:
+    """Infers every node's shape from its inputs', then builds the modules.
+
+    Args:
+        encoder_levels: channels and strides of the encoder's features, finest first.
+        classes: channels of the logits; ``None`` = heads give the features themselves.
+        channels: default width of the nodes of each row, finest first.
+        head_kernel: side of the heads' convolutions, odd.
+
+    Raises:
+        GraphError: a level or width that is missing, or an unknown block.
+    """
+    shapes = infer_levels(graph, encoder_levels, channels)
+    modules: dict[str, nn.Module] = {}
+    for node in graph.nodes.values():
+        inputs = {name: shapes[name] for name in node.inputs}
+        modules[node.name] = Node(inputs, shapes[node.name], node.fuse, node.block or block, style,
+                                  node.up_channels)
+    for head in graph.heads:
+        modules[head_name(head)] = (
+            nn.Identity() if classes is None else
+            make_head(shapes[head].channels, classes, style.dims, head_kernel))
+    return Decoder(graph, modules, {name: shapes[name].stride for name in graph.nodes})
+
+
+def infer_levels(graph: Graph, encoder_levels: Sequence[Level],
+                 channels: Sequence[int]) -> dict[str, Level]:
+    """Channels and stride of every node, encoder nodes included.
+
+    Raises:
+        GraphError: a level or width that is missing, or an unknown block.
+    """
+    for node in graph.nodes.values():
+        if node.block is not None and node.block not in BLOCKS:
+            raise GraphError(f"topology {graph.name!r}, node {node.name!r}: unknown block "
+                             f"{show(node.block)}; {nearest(node.block, BLOCKS)}")
+    if graph.levels > len(encoder_levels):
+        last = graph.encoder_row + len(encoder_levels) - 1
+        raise GraphError(
+            f"topology {graph.name!r} reads {graph.encoder_nodes[-1]!r}, but the encoder has "
+            f"{len(encoder_levels)} levels, x{graph.encoder_row}_0 ... x{last}_0, with strides "
+            f"{[level.stride[0] for level in encoder_levels]}")
+    shapes = {}
+    for name in (*graph.encoder_nodes, *graph.nodes):
+        row = position(name)[0]
+        if is_encoder(name):
+            shapes[name] = encoder_levels[row - graph.encoder_row]
+        else:
+            shapes[name] = Level(_width(graph, name, channels),
+                                 _row_stride(graph, row, encoder_levels))
+    return shapes
+
+
+def _width(graph: Graph, name: str, channels: Sequence[int]) -> int:
+    row = position(name)[0]
+    width = graph.nodes[name].channels or (channels[row] if row < len(channels) else None)
+    if width is None:
+        raise GraphError(f"topology {graph.name!r}, node {name!r}: decoder_channels has "
+                         f"{len(channels)} values, {tuple(channels)}, so none for row {row}")
+    return width
+
+
+def _row_stride(graph: Graph, row: int, encoder_levels: Sequence[Level]) -> tuple[int, ...]:
+    """The encoder's stride on its own rows; beyond them each row is half or double the next."""
+    level = row - graph.encoder_row
+    if level < 0:
+        finest = encoder_levels[0].stride
+        if max(finest) % 2 ** -level:
+            raise GraphError(f"topology {graph.name!r}: row {row} lies {-level} above the "
+                             f"encoder's finest stride {max(finest)}, finer than the input itself")
+        return tuple(max(1, stride // 2 ** -level) for stride in finest)
+    beyond = max(0, level - len(encoder_levels) + 1)
+    return tuple(stride * 2 ** beyond for stride in encoder_levels[level - beyond].stride)

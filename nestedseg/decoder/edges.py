@@ -1,0 +1,75 @@
+"""An edge of the graph: one input of a node, brought to the node's resolution and width."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nestedseg.decoder.layers import (
+    CONV,
+    CONV_TRANSPOSE,
+    LINEAR,
+    Level,
+    Style,
+    init_he,
+    max_pool,
+)
+
+
+class Edge(nn.Module):
+    """Brings one input of a node to the node's resolution, and to its width where asked.
+
+    Deeper inputs are up-sampled, shallower ones max-pooled, the others pass. Parameters exist only
+    where needed: ``up`` for transposed convolutions, ``project`` (1x1) for other widths in a sum.
+    """
+
+    def __init__(self, source: Level, target: Level, style: Style, project: bool,
+                 up_channels: int | None = None) -> None:
+        super().__init__()
+        self.up_by = tuple(s // t for s, t in zip(source.stride, target.stride))
+        self.down_by = tuple(t // s for s, t in zip(source.stride, target.stride))
+        self.rises = any(factor > 1 for factor in self.up_by)
+        self.falls = any(factor > 1 for factor in self.down_by)
+        linear = style.upsample in ("bilinear", "bilinear_corners")
+        self.mode = LINEAR[style.dims] if linear else style.upsample
+        self.corners = True if style.upsample == "bilinear_corners" else None
+        self.out_channels = source.channels
+        wanted = (self.rises and up_channels) or target.channels
+        if self.rises and style.upsample == "transpose":
+            self.up = CONV_TRANSPOSE[style.dims](source.channels, wanted, self.up_by,
+                                                 stride=self.up_by)
+            self.out_channels = wanted
+        elif (project or (self.rises and up_channels)) and source.channels != wanted:
+            self.project = CONV[style.dims](source.channels, wanted, 1)
+            self.out_channels = wanted
+        self.apply(init_he)
+
+    @property
+    def composes(self) -> bool:
+        """Whether it is nearest up-sampling and nothing else."""
+        return self.rises and self.mode == "nearest" and not hasattr(self, "project")
+
+    @property
+    def transposes(self) -> bool:
+        """Whether it is a transposed convolution."""
+        return hasattr(self, "up")
+
+    def drop_weights(self) -> None:
+        """Removes what a composed kernel does in its place."""
+        if self.transposes:
+            del self.up
+
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "project"):  # before up-sampling, with which it commutes: fewer pixels
+            x = self.project(x)
+        if self.transposes:
+            return self.up(x)
+        if self.rises:
+            return F.interpolate(x, scale_factor=tuple(map(float, self.up_by)), mode=self.mode,
+                                 align_corners=self.corners)
+        return max_pool(x, self.down_by) if self.falls else x
+
+    def extra_repr(self) -> str:
+        if self.rises:
+            return f"up {'x'.join(map(str, self.up_by))}, {self.mode}"
+        return f"down {'x'.join(map(str, self.down_by))}, max" if self.falls else "skip"

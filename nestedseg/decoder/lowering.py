@@ -1,0 +1,251 @@
+"""How the first convolution of a node is computed: obviously, or without the concatenation.
+
+A node's first convolution acts on the concatenation of its inputs, each brought to the node's
+resolution. "reference" does just that. "fast" computes the same numbers, up to rounding, from the
+same parameters, and neither the concatenation nor an up-sampled map is ever written:
+
+- `split_weight`: conv(cat(a, b)) = conv_a(a) + conv_b(b);
+- `compose_nearest`: conv(nearest_up(x)) = conv_transpose(x), with a composed kernel;
+- `compose_transpose`: conv(conv_transpose(x)) = conv_transpose(x), with a composed kernel;
+- `compose_bias`: what the bias of the transposed convolution adds, which is less at the border.
+
+Nothing else in the package knows how a node is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+from torch.amp import is_autocast_available
+from torch.nn import functional as F
+
+from nestedseg.base.errors import choose
+from nestedseg.decoder.edges import Edge
+from nestedseg.decoder.kernels import conv3x3
+from nestedseg.decoder.recomputation import remade
+
+EXECUTIONS = ("fast", "reference")
+CONV = {2: F.conv2d, 3: F.conv3d}
+CONV_TRANSPOSE = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+_forced: list[str] = []  # by the context manager, innermost last
+
+
+@contextmanager
+def execution(name: str) -> Iterator[None]:
+    """Within it, every model computes its nodes so, whatever it was created with.
+
+    Args:
+        name: "fast" or "reference".
+
+    Raises:
+        ValueError: another name.
+    """
+    _forced.append(choose("execution", name, EXECUTIONS))
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def which(conv: nn.Module, fuse: str, default: str) -> str:
+    """The execution that runs now: "fast", or "reference", with the reason why there is no other.
+
+    Only the concatenation before a plain 3x3 convolution has a fast form.
+    """
+    name = _forced[-1] if _forced else default
+    if name == "reference":
+        return name
+    if fuse != "concat":
+        return f"reference: {fuse} fusion"
+    plain = (isinstance(conv, (nn.Conv2d, nn.Conv3d)) and set(conv.kernel_size) == {3}
+             and set(conv.stride) == set(conv.dilation) == {1} and set(conv.padding) == {1}
+             and conv.groups == 1 and conv.padding_mode == "zeros")
+    return "fast" if plain else "reference: its first layer is no plain 3x3 convolution"
+
+
+def join(conv: nn.Module, edges: Sequence[Edge], inputs: Sequence[Tensor], fuse: str,
+         default: str) -> Tensor:
+    """``conv(fuse(edge(x) for each input))``, ``(N, C, *spatial)``."""
+    if which(conv, fuse, default) == "fast":
+        assert isinstance(conv, (nn.Conv2d, nn.Conv3d))
+        # a traced graph must hold for all sizes, so that it cannot ask which they are
+        pixels = [0 if torch.compiler.is_compiling() else x.numel() // x.shape[1] for x in inputs]
+        return join_fast(Parts.of(conv, edges, pixels), edges, inputs)
+    return join_reference(conv, edges, inputs, fuse)
+
+
+def join_reference(conv: nn.Module, edges: Sequence[Edge], inputs: Sequence[Tensor],
+                   fuse: str) -> Tensor:
+    """Resample, fuse, convolve."""
+    maps = [edge(x) for edge, x in zip(edges, inputs)]
+    return conv(reduce(torch.add, maps) if fuse == "sum" else torch.cat(maps, dim=1))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A convolution of concatenated inputs, taken apart.
+
+    Args:
+        kernels: of each input's transposed convolution; ``None`` = the input is brought to the
+            node's resolution by its edge, and then is among those beside each other.
+        beside: the weight that acts on those, ``None`` without any.
+        bias: of the convolution.
+        border: what each tap adds for the biases inside of edges, ``(out, 3, 3)``.
+    """
+
+    kernels: tuple[Tensor | None, ...]
+    beside: Tensor | None
+    bias: Tensor | None
+    border: Tensor | None
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d | nn.Conv3d, edges: Sequence[Edge],
+           pixels: Sequence[float] | None = None) -> Parts:
+        """The parts of ``conv``, composed with those edges for which that is less work.
+
+        Args:
+            pixels: of each input, if the parts are for one pass; else composing is free.
+        """
+        weights = split_weight(conv.weight, [edge.out_channels for edge in edges])
+        pays = [composing_pays(edge, weight, count) for edge, weight, count
+                in zip(edges, weights, pixels or [math.inf] * len(edges))]
+        kernels = [compose(edge, weight) if paid else None
+                   for edge, weight, paid in zip(edges, weights, pays)]
+        beside = [weight for weight, paid in zip(weights, pays) if not paid]
+        borders = [compose_bias(weight, edge.up.bias)
+                   for edge, weight, paid in zip(edges, weights, pays) if paid and edge.transposes]
+        return cls(tuple(kernels), torch.cat(beside, dim=1) if beside else None, conv.bias,
+                   reduce(torch.add, borders) if borders else None)
+
+
+def join_fast(parts: Parts, edges: Sequence[Edge], inputs: Sequence[Tensor]) -> Tensor:
+    """One transposed convolution of each composed input, one convolution of all the others."""
+    dims = inputs[0].dim() - 2
+    beside = [edge(x) for edge, x, kernel in zip(edges, inputs, parts.kernels) if kernel is None]
+    total = None if parts.beside is None else convolve_all(beside, parts.beside, parts.bias)
+    for edge, x, kernel in zip(edges, inputs, parts.kernels):
+        if kernel is not None:
+            bias = parts.bias if total is None else None  # once
+            y = CONV_TRANSPOSE[dims](x, kernel, bias, stride=edge.up_by, padding=1)
+            total = y if total is None else total.add_(y)  # no backward pass needs the summands
+    assert total is not None  # a node has an input
+    if parts.border is not None:
+        total = total.add_(border_map(parts.border, total.shape[2:]))
+    return total
+
+
+def convolve_all(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The 3x3 convolution of maps of one resolution, beside each other.
+
+    For images a wide convolution is faster than a sum of narrow ones, so the maps are concatenated
+    for it; but the backward pass keeps the maps, which are there anyway, and concatenates them
+    again. For volumes on CPU the sum is the faster one.
+    """
+    if len(maps) == 1:
+        return conv3x3(maps[0], weight, bias)
+    if maps[0].dim() == 5 and maps[0].device.type == "cpu":
+        weights = split_weight(weight, [x.shape[1] for x in maps])
+        biases = [bias, *[None] * (len(maps) - 1)]
+        return reduce(Tensor.add_, map(conv3x3, maps, weights, biases))
+    return remade(lambda *parts: torch.cat(parts, dim=1),
+                  lambda joined: conv3x3(joined, weight, bias), *maps)
+
+
+# -- the algebra ----------------------------------------------------------------------------------
+
+
+def split_weight(weight: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
+    """The part of a convolution's weight that acts on each of the concatenated inputs.
+
+    conv(cat(a, b), W) = conv(a, W_a) + conv(b, W_b).
+    """
+    return weight.split(list(widths), dim=1)
+
+
+def compose(edge: Edge, weight: Tensor) -> Tensor:
+    """The kernel that does an edge's up-sampling and the convolution after it."""
+    if edge.transposes:
+        return compose_transpose(weight, edge.up.weight)
+    return compose_nearest(weight, edge.up_by)
+
+
+def compose_nearest(weight: Tensor, factor: Sequence[int]) -> Tensor:
+    """The kernel of the transposed convolution that equals conv3x3 after nearest up-sampling.
+
+    Along one axis, with up-sampling by f, y[p] = sum_t w[t] x[floor((p + t) / f)], t = -1, 0, 1.
+    Written as y[p] = sum_q k[p - f q] x[q], that is k[o] = sum of those w[t] with 0 <= o + t < f,
+    for o = -1 ... f. Stride f, padding 1; with f = 1 it is the flipped kernel. Sums alone, so it
+    keeps float32 under autocast, and gradients reach the 3x3 weight.
+
+    ``(out, in, 3, 3)`` -> ``(in, out, f + 2, f + 2)``.
+    """
+    for axis, f in enumerate(factor, start=2):
+        taps = dict(zip((-1, 0, 1), weight.unbind(axis)))
+        rows = [reduce(torch.add, [tap for t, tap in taps.items() if 0 <= o + t < f])
+                for o in range(-1, f + 1)]
+        weight = torch.stack(rows, axis)
+    return weight.transpose(0, 1)
+
+
+def compose_transpose(weight: Tensor, up: Tensor) -> Tensor:
+    """The kernel of the transposed convolution that equals conv3x3 after one with stride = kernel.
+
+    A kernel is the answer to an impulse. The first map answers with its own kernel ``up``, and the
+    convolution to that with conv(up), one pixel wider on each side: k = conv3x3(up), padding 2,
+    each input channel being an image. Stride f, padding 1. In float32 under autocast.
+
+    ``(out, mid, 3, 3)``, ``(in, mid, f, f)`` -> ``(in, out, f + 2, f + 2)``.
+    """
+    kind = weight.device.type
+    with torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext():
+        return CONV[weight.dim() - 2](up, weight, padding=2)
+
+
+def compose_bias(weight: Tensor, bias: Tensor) -> Tensor:
+    """What each tap of conv3x3 adds where a map equals ``bias`` throughout; see `border_map`.
+
+    conv(z + b) = conv(z) + conv(b); outside of the image z + b is 0, so the second is a map too.
+
+    ``(out, mid, 3, 3)``, ``(mid,)`` -> ``(out, 3, 3)``.
+    """
+    return torch.tensordot(weight, bias.to(weight.dtype), dims=([1], [0]))
+
+
+def border_map(taps: Tensor, size: Sequence[int]) -> Tensor:
+    """conv3x3 of a map of ones, by matrices: a pixel's sum is over those taps that fall inside.
+
+    Which ones do is told apart along each axis alone, by an (n, 3) matrix of zeros and ones.
+
+    ``(out, 3, 3)`` -> ``(out, H, W)``.
+    """
+    for n in size:
+        inside = F.pad(taps.new_ones(n), (1, 1)).unfold(0, 3, 1)
+        taps = torch.tensordot(taps, inside, dims=([1], [1]))
+    return taps
+
+
+def composing_pays(edge: Edge, weight: Tensor, pixels: float = math.inf) -> bool:
+    """Whether one composed kernel is less work than up-sampling, then convolving.
+
+    Nearest up-sampling always: (f + 2) / f instead of 3 taps along each axis, and sums to compose.
+    A transposed convolution where that is fewer multiplications, those to compose included.
+
+    Args:
+        weight: the part of the convolution that acts on this edge.
+        pixels: of the edge's input, in all images of a batch.
+    """
+    if not edge.transposes:
+        return edge.composes
+    mid, wide, out = edge.out_channels, edge.up.in_channels, weight.shape[0]
+    grown, taps = math.prod(edge.up_by), math.prod(weight.shape[2:])
+    reach = math.prod([f + 2 for f in edge.up_by])
+    saved = grown * mid * (wide + taps * out) - wide * out * reach
+    return pixels * saved > wide * mid * out * reach * taps
+

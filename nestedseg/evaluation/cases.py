@@ -1,0 +1,106 @@
+"""Scores of each volume and class, on the volume's own grid."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from nestedseg.base.extras import require
+from nestedseg.data import LabelledImages, Volume, open_volume
+from nestedseg.models.model import SegmentationModel
+from nestedseg.prediction import predict_volume, to_mask
+
+TOLERANCE = 1.0  # mm, of the surface Dice
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """One class of one volume, on the volume's own grid.
+
+    A class that is neither in the truth nor in the prediction has nan throughout; one that is in
+    only one of them has no overlap, and an infinite distance.
+
+    Args:
+        case: name of the image file.
+        label: class index.
+        dice: as a fraction.
+        iou: likewise.
+        hd95: 95th percentile of the Hausdorff distance in mm, the larger of both directions.
+        surface_dice: the part of both surfaces that lies within a tolerance of the other.
+    """
+
+    case: str
+    label: int
+    dice: float
+    iou: float
+    hd95: float
+    surface_dice: float
+
+
+def score_cases(model: SegmentationModel, images: LabelledImages,
+                tolerance: float = TOLERANCE) -> list[CaseScore]:
+    """The scores of each volume and class; ``tolerance``: of the surface Dice, in mm."""
+    scores = []
+    for index, pair in enumerate(images.pairs):
+        volume, truth = open_case(images, index)
+        scores += score_case(pair.image.name, segment(model, volume), truth, volume.spacing,
+                             images.classes, tolerance)
+    return scores
+
+
+def open_case(images: LabelledImages, index: int) -> tuple[Volume, np.ndarray]:
+    """A volume and its class indices, both on the volume's own grid."""
+    pair = images.pairs[index]
+    label = open_volume(pair.label).class_indices()
+    return open_volume(pair.image), images.class_indices(label, pair)
+
+
+def score_case(name: str, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float],
+               classes: int, tolerance: float = TOLERANCE) -> list[CaseScore]:
+    """The scores of each class but the background.
+
+    Args:
+        name: of the case.
+        mask: predicted class indices, ``(D, H, W)``.
+        truth: likewise.
+        spacing: size of a voxel along D, H, W in mm.
+        classes: as of `LabelledImages`.
+        tolerance: of the surface Dice, in mm.
+    """
+    scores = []
+    for label in range(1, max(classes, 2)):
+        a, b = mask == label, truth == label
+        both, either, size = (a & b).sum(), (a | b).sum(), a.sum() + b.sum()
+        dice, iou = (2 * both / size, both / either) if either else (math.nan, math.nan)
+        scores.append(CaseScore(name, label, float(dice), float(iou),
+                                *_surface_scores(a, b, spacing, tolerance)))
+    return scores
+
+
+def segment(model: SegmentationModel, volume: Volume, **options: Any) -> np.ndarray:
+    """Class indices ``(D, H, W)`` of a volume; options are those of `predict_volume`."""
+    mask = np.empty(volume.shape, np.uint8)
+    for planes, scores in predict_volume(model, volume, **options):
+        mask[planes] = to_mask(scores, model.task)
+    return mask
+
+
+def _surface_scores(a: np.ndarray, b: np.ndarray, spacing: Sequence[float],
+                    tolerance: float) -> tuple[float, float]:
+    """Distance and Dice of two surfaces."""
+    if not a.any() or not b.any():
+        return (math.inf, 0.0) if a.any() or b.any() else (math.nan, math.nan)
+    metrics = require("monai.metrics", "medical")
+    planes = [torch.from_numpy(each)[None, None] for each in (a, b)]
+    options = {"include_background": True, "spacing": list(spacing)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of MONAI to itself
+        hd95 = metrics.compute_hausdorff_distance(*planes, percentile=95, **options)
+        dice = metrics.compute_surface_dice(*planes, class_thresholds=[tolerance], **options)
+    return hd95.item(), dice.item()

@@ -1,0 +1,123 @@
+"""Three orthogonal slices of a volume with the contours of masks, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nestedseg.base.extras import require
+from nestedseg.data import Volume
+from nestedseg.evaluation.visualise_masks import CLASS_COLOURS, INK, WRONG, to_rgb
+
+WIDTH = 9  # inches
+COLOURS = (CLASS_COLOURS[0], WRONG)  # of the masks, in their order
+
+
+class Case(NamedTuple):
+    """What a row of slices shows.
+
+    Args:
+        name: its title.
+        volume: the picture underneath.
+        masks: class indices ``(D, H, W)``, by name; the first one decides where the slices lie.
+    """
+
+    name: str
+    volume: Volume
+    masks: Mapping[str, np.ndarray]
+
+
+def draw_slices(cases: Sequence[Case], path: Path) -> None:
+    """A row for each volume, cut where its first mask has most foreground, as a PNG.
+
+    All slices are to one scale. They show their first axis upwards: a NIfTI volume's head, or
+    front, is up, its right side right.
+    """
+    plt = pyplot()
+    rows = [_slices(case) for case in cases]
+    widths = [max(panel.size[1] for panel in column) for column in zip(*rows)]
+    heights = [max(panel.size[0] for panel in row) for row in rows]
+    scale = WIDTH / sum(widths)
+    figure, grid = plt.subplots(
+        len(rows), 3, squeeze=False, layout="constrained", height_ratios=heights,
+        width_ratios=widths, figsize=(WIDTH, scale * sum(heights) + 0.5 * len(rows) + 0.4))
+    for axes, panel in zip(grid.flat, (panel for row in rows for panel in row), strict=True):
+        _draw_panel(axes, panel)
+    names = list(cases[0].masks)
+    line = require("matplotlib.lines").Line2D
+    figure.legend(handles=[line([], [], color=_rgb(colour), lw=2.5, label=name)
+                           for name, colour in zip(names, COLOURS)],
+                  loc="outside lower center", ncols=len(names), frameon=False, fontsize=10)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def pyplot() -> ModuleType:
+    """Matplotlib that draws to files: no display is needed, nor taken."""
+    require("matplotlib").use("Agg")
+    return require("matplotlib.pyplot")
+
+
+class _Panel(NamedTuple):
+    title: str
+    pixels: np.ndarray  # (rows, columns)
+    masks: list[np.ndarray]
+    spacing: tuple[float, float]  # of rows and columns, in mm
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Height and width in mm."""
+        rows, columns = self.pixels.shape
+        return rows * self.spacing[0], columns * self.spacing[1]
+
+
+def _slices(case: Case) -> list[_Panel]:
+    names = ("axial, ", "coronal, ", "sagittal, ") if case.volume.source else ("", "", "")
+    titles = [f"{case.name}\n{names[0]}", f"\n{names[1]}", f"\n{names[2]}"]
+    panels = []
+    for axis, index in enumerate(fullest(next(iter(case.masks.values())))):
+        stored = _slice(case.volume.stored, axis, index)
+        pixels = stored if stored.ndim == 2 else stored[..., 0]
+        masks = [_slice(mask, axis, index) for mask in case.masks.values()]
+        row, column = (case.volume.spacing[other] for other in range(3) if other != axis)
+        panels.append(_Panel(f"{titles[axis]}{'DHW'[axis]} = {index}", pixels.astype(np.float32),
+                             masks, (row, column)))
+    return panels
+
+
+def _slice(voxels: np.ndarray, axis: int, index: int) -> np.ndarray:
+    return np.moveaxis(voxels, axis, 0)[index]  # a view: `take` might copy all of a file
+
+
+def fullest(mask: np.ndarray) -> list[int]:
+    """Along each axis, the slice with most foreground; the middle one where there is none."""
+    areas = [np.zeros(length, int) for length in mask.shape]
+    for index, plane in enumerate(mask):  # one by one: a mask may be larger than memory
+        foreground = plane > 0
+        areas[0][index] = foreground.sum()
+        areas[1] += foreground.sum(1)
+        areas[2] += foreground.sum(0)
+    return [int(area.argmax()) if area.any() else len(area) // 2 for area in areas]
+
+
+def _draw_panel(axes: Any, panel: _Panel) -> None:
+    height, width = panel.size
+    axes.imshow(to_rgb(panel.pixels), origin="lower", extent=(0, width, 0, height),
+                interpolation="nearest")
+    # with a border of background, or the contour of a mask would stay open at the edge
+    ys, xs = ((np.arange(length + 2) - 0.5) * step
+              for length, step in zip(panel.pixels.shape, panel.spacing))
+    for mask, colour in zip(panel.masks, COLOURS):
+        for index in np.unique(mask[mask > 0]):
+            axes.contour(xs, ys, np.pad(mask == index, 1).astype(float), levels=[0.5],
+                         colors=[_rgb(colour)], linewidths=1.8)
+    axes.set_title(panel.title, fontsize=9, color=INK, loc="left")
+    axes.axis("off")
+
+
+def _rgb(colour: tuple[int, ...]) -> np.ndarray:
+    return np.array(colour) / 255

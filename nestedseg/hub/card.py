@@ -1,0 +1,102 @@
+"""What all model cards share: front matter that the Hub reads, and sections that people read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import huggingface_hub
+
+from nestedseg.topology.graph import Graph
+
+MARK = "<!-- Written by nestedseg, and again by each push. Remove this line to keep your own. -->"
+
+
+def assemble(repo_id: str, data: huggingface_hub.ModelCardData, sections: Sequence[str],
+             pictures: Mapping[str, str]) -> huggingface_hub.ModelCard:
+    """A card of these sections, with the library's mark, and pictures at the end."""
+    parts = [f"---\n{data.to_yaml()}\n---", MARK, f"# {repo_id.partition('/')[2]}", *sections,
+             *(f"![{escape(text)}]({path})" for text, path in pictures.items())]
+    return huggingface_hub.ModelCard("\n\n".join(parts) + "\n")
+
+
+def is_ours(text: str) -> bool:
+    """Whether a card may be written anew: nobody has made it their own."""
+    return MARK in text
+
+
+# -- front matter ----------------------------------------------------------------------------------
+
+
+def front_matter(repo_id: str, tags: Sequence[str], pipeline: str, license: str | None,
+                 dataset: str | None,
+                 results: Sequence[huggingface_hub.EvalResult]) -> huggingface_hub.ModelCardData:
+    """What the Hub reads of a model; what is not known is left out."""
+    optional: dict[str, Any] = {"license": license, "eval_results": list(results) or None,
+                "model_name": repo_id.partition("/")[2] if results else None,
+                "datasets": [dataset] if dataset and is_dataset_id(dataset) else None,
+                "metrics": sorted({r.metric_type for r in results}) or None}
+    return huggingface_hub.ModelCardData(
+        library_name="nestedseg", pipeline_tag=pipeline, tags=["nestedseg", *tags],
+        **{key: value for key, value in optional.items() if value is not None})
+
+
+def result(name: str, kind: str, value: float, dataset: str,
+           arguments: dict[str, Any] | None = None) -> huggingface_hub.EvalResult:
+    """One score: as people call it, and as the Hub does."""
+    return huggingface_hub.EvalResult(
+        task_type="image-segmentation", dataset_type=slug(dataset), dataset_name=dataset,
+        metric_type=kind, metric_value=value, metric_name=name, metric_args=arguments)
+
+
+def is_dataset_id(name: str) -> bool:
+    """Whether a data set's name may be its id on the Hub, which the Hub then links to."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+def slug(name: str) -> str:
+    """A name as an identifier: ``"ISBI 2012, EM"`` -> ``"isbi-2012-em"``."""
+    return name if is_dataset_id(name) else re.sub(r"\W+", "-", name.lower()).strip("-") or "none"
+
+
+# -- text ------------------------------------------------------------------------------------------
+
+
+def draw_topology(graph: Graph) -> str:
+    """The graph, drawn."""
+    return "## Topology\n\nDotted arrows are skips; hexagons carry a head.\n\n" \
+           f"```mermaid\n{graph.to_mermaid()}```"
+
+
+def list_facts(lines: Mapping[str, Any]) -> str:
+    """What is known of the model, one fact a line."""
+    return "## Facts\n\n" + "\n".join(f"- {key}: {value}" for key, value in lines.items() if value)
+
+
+def training_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """What is said of the training, but for the scores."""
+    return {key.replace("_", " ").capitalize(): escape(str(value))
+            for key, value in (config["training"] or {}).items() if not isinstance(value, Mapping)}
+
+
+def encoder_of(name: str) -> str:
+    """An encoder's name, and whose it is."""
+    return "the UNet++ paper's own encoder" if name == "plain" else f"timm's `{name}`"
+
+
+def count_of(number: int, what: str) -> str:
+    """``"1 class"``, ``"3 classes"``."""
+    plural = f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"{number} {what if number == 1 else plural}"
+
+
+def numbers(values: Sequence[float]) -> str:
+    """At most four of them."""
+    shown = ", ".join(f"{value:.4g}" for value in values[:4])
+    return f"[{shown}{', …' if len(values) > 4 else ''}]"
+
+
+def escape(text: str) -> str:
+    """A stranger's words in Markdown: neither markup nor another column."""
+    return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", text)

@@ -1,0 +1,329 @@
+"""torchvision's detectors over feature pyramids. Mask RCNN++ is `mask_rcnn` with UNet++'s skips.
+
+Sources: He et al., Mask R-CNN, 2017, arXiv 1703.06870; Zhou et al., UNet++, IEEE TMI 2020, section
+IV-B, doi:10.1109/TMI.2019.2959609.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import huggingface_hub
+import torch
+from torch import Tensor, nn
+
+from nestedseg.base.errors import choose, nearest, show, whole
+from nestedseg.base.extras import require
+from nestedseg.hub.facts import check_training
+from nestedseg.hub.hub_model import HubModel
+from nestedseg.instances import card
+from nestedseg.models.backbone import FeaturePyramid, PyramidConfig, checked_keys, pyramid
+from nestedseg.models.config import SCHEMA_VERSION, migrate
+from nestedseg.topology.graph import MAX_CHANNELS, Graph
+
+if TYPE_CHECKING:
+    from torchvision import ops
+    from torchvision.models import detection
+    from torchvision.models.detection import anchor_utils, transform
+else:
+    detection = require("torchvision.models.detection", "detection")
+    anchor_utils = require("torchvision.models.detection.anchor_utils", "detection")
+    transform = require("torchvision.models.detection.transform", "detection")
+    ops = require("torchvision.ops", "detection")
+
+__all__ = ["Detector", "faster_rcnn", "mask_rcnn", "retinanet"]
+
+RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
+LISTS = ("image_mean", "image_std", "bbox_reg_weights", "fixed_size")  # arguments of torchvision's
+MAX_NUMBER = 1e6  # of such an argument
+MAX_NUMBERS = 32
+MAX_SCALE = 1e3  # of anchors
+
+
+def mask_rcnn(topology: str | Path | Mapping[str, Any] | Graph = "fpnpp",
+              encoder: str = "resnet101", *, classes: int = 1, anchor_scale: float = 8,
+              resize: bool = True, **options: Any) -> MaskRCNN:
+    """torchvision's Mask R-CNN over a feature pyramid; over "fpnpp" it is Mask RCNN++.
+
+    In training mode ``model(images, targets)`` gives a dict of losses, in eval mode
+    ``model(images)`` a dict of boxes, labels, scores and masks for each image: see torchvision,
+    and `nestedseg.instances`, which turns instance maps into targets, and predictions into maps.
+
+    Args:
+        topology: "fpn", "fpn_plus", "fpnpp", or another: see `nestedseg.pyramid`.
+        encoder: see `nestedseg.create`; it must have levels of strides 4, 8, 16 and 32.
+        classes: of the foreground, whose labels are 1 ... ``classes``.
+        anchor_scale: side of a level's anchors, in its strides: 8 gives 32 pixels at stride 4.
+        resize: whether torchvision resizes images to ``min_size`` (800) and ``max_size`` (1333)
+            pixels. ``False``: they are taken as they are, so that what was learned of patches
+            holds for whole images.
+        options: others of `nestedseg.pyramid` (``encoder_weights``, ``frozen_batch_norm``,
+            ``strides``, ``in_channels``, ...), and numbers that torchvision's ``MaskRCNN`` takes
+            (``min_size``, ``max_size``, ``box_score_thresh``, ``box_detections_per_img``, ...).
+
+    Raises:
+        ValueError: an unknown name, or numbers that do not fit together.
+        GraphError: a malformed topology.
+        OSError: encoder weights that cannot be fetched or read.
+    """
+    return _create("mask_rcnn", topology, encoder, classes, anchor_scale, resize,
+                   {"coarser": "pool"} | options)
+
+
+def faster_rcnn(topology: str | Path | Mapping[str, Any] | Graph = "fpnpp",
+                encoder: str = "resnet101", *, classes: int = 1, anchor_scale: float = 8,
+                resize: bool = True, **options: Any) -> FasterRCNN:
+    """torchvision's Faster R-CNN over a feature pyramid: boxes without masks.
+
+    Source: Ren et al., Faster R-CNN, 2015, arXiv 1506.01497.
+
+    Args:
+        topology: see `mask_rcnn`, and so for what is raised.
+        encoder: see `mask_rcnn`.
+        classes: of the foreground, whose labels are 1 ... ``classes``.
+        anchor_scale: side of a level's anchors, in its strides: 8 gives 32 pixels at stride 4.
+        resize: whether torchvision resizes images; see `mask_rcnn`.
+        options: others of `nestedseg.pyramid`, and numbers that torchvision's ``FasterRCNN`` takes.
+    """
+    return _create("faster_rcnn", topology, encoder, classes, anchor_scale, resize,
+                   {"coarser": "pool"} | options)
+
+
+def retinanet(topology: str | Path | Mapping[str, Any] | Graph = "fpnpp",
+              encoder: str = "resnet101", *, classes: int = 1, anchor_scale: float = 4,
+              resize: bool = True, **options: Any) -> RetinaNet:
+    """torchvision's RetinaNet over a feature pyramid of strides 8 ... 128: boxes without masks.
+
+    Source: Lin et al., Focal loss for dense object detection, 2017, arXiv 1708.02002.
+
+    Args:
+        topology: see `mask_rcnn`, and so for what is raised.
+        encoder: see `nestedseg.create`; it must have levels of strides 8, 16 and 32.
+        classes: of the foreground, whose labels are 1 ... ``classes``.
+        anchor_scale: side of a level's anchors, in its strides: 4 gives 32 pixels at stride 8.
+        resize: whether torchvision resizes images; see `mask_rcnn`.
+        options: others of `nestedseg.pyramid`, and numbers that torchvision's ``RetinaNet`` takes.
+    """
+    return _create("retinanet", topology, encoder, classes, anchor_scale, resize,
+                   {"strides": (8, 16, 32), "coarser": "p6p7"} | options)
+
+
+def _create(detector: str, topology: str | Path | Mapping[str, Any] | Graph, encoder: str,
+            classes: int, anchor_scale: float, resize: bool, options: dict[str, Any]) -> Any:
+    known = inspect.signature(pyramid).parameters
+    arguments = {name: value for name, value in options.items() if name not in known}
+    check_arguments(detector, arguments)  # before the encoder's weights are fetched
+    backbone = pyramid(topology, encoder,
+                       **{name: options[name] for name in options if name in known})
+    config = DetectorConfig(detector, classes, backbone.config, anchor_scale, arguments, resize)
+    return DETECTORS[detector](config, backbone)
+
+
+def build(config: DetectorConfig) -> Detector:
+    """The detector of a configuration, with random weights."""
+    return DETECTORS[config.detector](config, FeaturePyramid(config.pyramid))
+
+
+# -- the detectors --------------------------------------------------------------------------------
+
+
+class Detector(HubModel):
+    """What the detectors of this module have beside torchvision's.
+
+    Made by `mask_rcnn`, `faster_rcnn` and `retinanet`. In training mode ``model(images, targets)``
+    gives a dict of losses, in eval mode ``model(images)`` a dict of predictions for each image.
+    """
+
+    # It cannot be pruned, its weights are one file, its scores those of the whole.
+    depths = ()
+
+    backbone: FeaturePyramid
+    transform: Any  # torchvision's, as are the heads
+    roi_heads: Any
+
+    @staticmethod
+    def parts(config: DetectorConfig, backbone: FeaturePyramid) -> dict[str, nn.Module]:
+        """The arguments of torchvision's class that depend on the strides of ``backbone``.
+
+        What ``config`` asks for goes into them.
+        """
+        raise NotImplementedError
+
+    def __init__(self, config: DetectorConfig, backbone: FeaturePyramid) -> None:
+        if backbone.fixed_size and not config.resize:
+            raise ValueError(f"encoder {backbone.config.encoder.encoder!r} is built for images of "
+                             f"{backbone.fixed_size}, so that they have to be resized")
+        sizes = {"fixed_size": backbone.fixed_size[::-1], "size_divisible": 1} \
+            if backbone.fixed_size else {"size_divisible": backbone.size_divisibility}
+        colours = {f"image_{key}": backbone.preprocessing[key] for key in ("mean", "std")}
+        with torch.device("cpu"):  # anchors are no weights, and must be numbers also in a plan
+            parts = self.parts(config, backbone)
+        super().__init__(backbone, config.classes + 1,
+                         **sizes | colours | parts | dict(config.arguments))
+        self._config = config
+        if not config.resize:
+            self.transform.resize = keep_size
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All that is needed to rebuild the model, as JSON-able values."""
+        return self._config.to_dict()
+
+    @property
+    def graph(self) -> Graph:
+        """The skip topology of its pyramid."""
+        return self._config.pyramid.graph
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What `nestedseg.preprocess` does to an image: it is scaled to [0, 1], no more.
+
+        torchvision's detectors normalise images by themselves.
+        """
+        channels = self._config.pyramid.encoder.in_channels
+        return {"input_range": [0.0, 1.0], "mean": [0.0] * channels, "std": [1.0] * channels}
+
+    def _make_card(self, repo_id: str, config: Mapping[str, Any], license: str | None,
+                   pictures: Mapping[str, str]) -> huggingface_hub.ModelCard:
+        return card.make_card(self, repo_id, config, license, pictures)
+
+
+class FasterRCNN(Detector, detection.FasterRCNN):
+    """See `faster_rcnn`."""
+
+    @staticmethod
+    def parts(config: DetectorConfig, backbone: FeaturePyramid) -> dict[str, nn.Module]:
+        sizes = [(int(config.anchor_scale * stride),) for stride in backbone.strides]
+        return {"rpn_anchor_generator": make_anchors(sizes), "box_roi_pool": make_pool(backbone, 7)}
+
+
+class MaskRCNN(Detector, detection.MaskRCNN):
+    """See `mask_rcnn`."""
+
+    @staticmethod
+    def parts(config: DetectorConfig, backbone: FeaturePyramid) -> dict[str, nn.Module]:
+        return FasterRCNN.parts(config, backbone) | {"mask_roi_pool": make_pool(backbone, 14)}
+
+
+class RetinaNet(Detector, detection.RetinaNet):
+    """See `retinanet`."""
+
+    @staticmethod
+    def parts(config: DetectorConfig, backbone: FeaturePyramid) -> dict[str, nn.Module]:
+        sizes = [tuple(int(config.anchor_scale * stride * 2 ** (third / 3)) for third in range(3))
+                 for stride in backbone.strides]
+        return {"anchor_generator": make_anchors(sizes)}
+
+
+DETECTORS: dict[str, type[Detector]] = {
+    "mask_rcnn": MaskRCNN, "faster_rcnn": FasterRCNN, "retinanet": RetinaNet}
+
+
+def keep_size(image: Tensor, target: dict[str, Tensor] | None = None
+              ) -> tuple[Tensor, dict[str, Tensor] | None]:
+    """What stands for torchvision's resizing where images are taken as they are."""
+    return image, target
+
+
+def make_anchors(sizes: Sequence[tuple[int, ...]]) -> nn.Module:
+    """Anchors of these sides on each level, in three shapes."""
+    return anchor_utils.AnchorGenerator(tuple(sizes), (RATIOS,) * len(sizes))
+
+
+def make_pool(backbone: FeaturePyramid, side: int) -> nn.Module:
+    """Cuts ``side`` x ``side`` features of a box out of the levels that the encoder has."""
+    names = backbone.names[:len(backbone.config.strides)]
+    return ops.MultiScaleRoIAlign(list(names), side, sampling_ratio=2)
+
+
+# -- their configuration --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """Everything needed to rebuild a detector, as checked data.
+
+    Args:
+        detector: "mask_rcnn", "faster_rcnn" or "retinanet".
+        classes: of the foreground.
+        pyramid: of the backbone.
+        anchor_scale: side of a level's anchors, in its strides.
+        arguments: of torchvision's class.
+        resize: whether it resizes images.
+        training: what the model was trained on, and its scores; see `check_training`.
+
+    Raises:
+        TypeError: a value of the wrong type.
+        ValueError: an unknown name, or a value out of bounds.
+    """
+
+    detector: str
+    classes: int
+    pyramid: PyramidConfig
+    anchor_scale: float
+    arguments: Mapping[str, Any]
+    resize: bool = True
+    training: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_arguments(self.detector, self.arguments)
+        whole("classes", self.classes, 1, MAX_CHANNELS)
+        if not _is_number(self.anchor_scale) or not 0 < self.anchor_scale <= MAX_SCALE:
+            raise ValueError(f"anchor_scale must be above 0, and at most {MAX_SCALE:g}, "
+                             f"got {show(self.anchor_scale)}")
+        if self.anchor_scale * self.pyramid.strides[0] < 1:
+            raise ValueError(f"anchors of {self.anchor_scale} strides of {self.pyramid.strides[0]} "
+                             "pixels are smaller than a pixel")
+        if type(self.resize) is not bool:
+            raise TypeError(f"resize must be true or false, got {show(self.resize)}")
+        if self.training is not None:
+            object.__setattr__(self, "training", check_training(self.training, by_depth=False))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        arguments = {name: list(value) if isinstance(value, tuple) else value
+                     for name, value in self.arguments.items()}
+        return {"schema_version": SCHEMA_VERSION, "detector": self.detector,
+                "classes": self.classes, "anchor_scale": self.anchor_scale,
+                "arguments": arguments, "resize": self.resize, "pyramid": self.pyramid.to_dict(),
+                "training": copy.deepcopy(self.training)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DetectorConfig:
+        """The checked configuration in an object that `to_dict` wrote."""
+        data = checked_keys(cls, migrate(data), "config")
+        return cls(**data | {"pyramid": PyramidConfig.from_dict(data["pyramid"])})
+
+
+def check_arguments(detector: str, arguments: Any) -> None:
+    """Refuses arguments that torchvision's class does not take, or that are no numbers."""
+    kind = DETECTORS[choose("detector", detector, DETECTORS)]
+    if not isinstance(arguments, Mapping):
+        raise TypeError(f"arguments must be an object, got {show(arguments)}")
+    known = sorted(numbers_of(kind))
+    for name, value in arguments.items():
+        if name not in known:
+            raise ValueError(f"{detector} takes no number {show(name)}; {nearest(name, known)}. "
+                             "For heads of your own give nestedseg.pyramid(...) to torchvision's "
+                             "class yourself")
+        several = isinstance(value, (list, tuple)) and 1 <= len(value) <= MAX_NUMBERS
+        if not all(map(_is_number, value if several else [value])):
+            raise ValueError(f"{name} must be a number from 0 to {MAX_NUMBER:g}, or a list of at "
+                             f"most {MAX_NUMBERS}, got {show(value)}")
+
+
+def numbers_of(kind: type[nn.Module]) -> set[str]:
+    """The arguments of torchvision's class, and of its transform of images, that are numbers."""
+    parameters = [*inspect.signature(kind.__bases__[-1]).parameters.values(),
+                  *inspect.signature(transform.GeneralizedRCNNTransform).parameters.values()]
+    return {each.name for each in parameters
+            if type(each.default) in (int, float) or each.name in LISTS}
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= MAX_NUMBER

@@ -1,0 +1,215 @@
+"""A model as one file that runs without this library: ONNX, or a program of torch.export.
+
+Both are written from one trace, of the fused model: onnxruntime too is faster at its composed
+kernels than at up-sampling, concatenating and convolving.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as torch_config
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges
+
+from nestedseg.base.errors import choose
+from nestedseg.base.extras import require
+from nestedseg.base.version import __version__
+from nestedseg.hub.storage import drafted
+from nestedseg.models.network import Network
+from nestedseg.models.summary import image_size
+
+OPSET = 18  # of ONNX: the one that torch translates to without a conversion afterwards
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+MAX_ONNX_BYTES = 1536 * 2 ** 20  # of weights; a protobuf holds 2 GiB, the graph included
+MAX_HALF = torch.finfo(torch.float16).max
+
+
+def write(model: Network, path: Path, format: str, depth: int | None, ensemble: bool,
+          dynamic: Sequence[str] | None, probabilities: bool, half: bool) -> None:
+    """See `SegmentationModel.export`."""
+    check_format(format, path)
+    axes = choose_axes(model, dynamic)
+    fused = choose_output(model, depth, ensemble).cpu().fuse(torch.float32)
+    check_weights(fused, format, half)
+    program = trace(Deployed(fused.half() if half else fused, probabilities), axes)
+    facts = describe(fused, probabilities)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with drafted(path) as draft:
+        if format == "onnx":
+            write_onnx(program, draft, axes, facts)
+        else:
+            torch.export.save(program, draft, extra_files=facts)
+
+
+# -- what is asked for -----------------------------------------------------------------------------
+
+
+def check_format(format: str, path: Path) -> None:
+    """Refuses an unknown format, a file that is not named like it, and a missing extra."""
+    suffix = SUFFIXES[choose("format", format, SUFFIXES)]
+    if path.suffix != suffix:
+        raise ValueError(f"a file of the format {format!r} ends in {suffix}, got {str(path)!r}")
+    if format == "onnx":
+        for module in ("onnx", "onnxscript"):
+            require(module, "export")
+
+
+def choose_axes(model: Network, dynamic: Sequence[str] | None) -> dict[str, int]:
+    """The axes that stay open in the file, by name, and where they are in the image.
+
+    Raises:
+        ValueError: an unknown name, or an axis of a model that is built for one size.
+    """
+    dims, fixed = model.config["dims"], model.config["image_size"]
+    spatial = ("depth", "height", "width")[-dims:]
+    places = {"batch": 0} | {name: place for place, name in enumerate(spatial, start=2)}
+    if dynamic is None:
+        dynamic = ["batch"] if fixed else list(places)
+    for name in dynamic:
+        choose("dynamic axis", name, places)
+        if fixed and name in spatial:
+            raise ValueError(f"encoder {model.config['encoder']!r} is built for images of "
+                             f"{tuple(fixed)}, so that {name!r} cannot be dynamic; use "
+                             "dynamic=('batch',), or create the model with another image_size")
+    return {name: place for name, place in places.items() if name in dynamic}
+
+
+def choose_output(model: Network, depth: int | None,
+                  ensemble: bool) -> Network:
+    """A copy that gives one depth, without what the others need, or the mean of all.
+
+    Raises:
+        ValueError: both are asked for, or an ensemble of one head.
+        GraphError: there is no head at this depth.
+    """
+    if ensemble and depth is not None:
+        raise ValueError("ensemble is the mean of all depths; give either it or a depth")
+    if ensemble and len(model.depths) == 1:
+        raise ValueError(f"the model has one head, at depth {model.depths[0]}, which makes no "
+                         "ensemble; create it with deep_supervision=True, and train that")
+    output = "ensemble" if ensemble else model.output if depth is None else depth
+    if output != "ensemble":
+        return model.prune(output if isinstance(output, int) else model.depths[-1])
+    whole = copy.deepcopy(model)
+    whole.output = output
+    return whole
+
+
+def check_weights(model: Network, format: str, half: bool) -> None:
+    """Refuses weights that the file cannot hold.
+
+    Raises:
+        ValueError: they are too many, or too large for float16.
+    """
+    weights = [weight for weight in model.state_dict().values() if weight.is_floating_point()]
+    size = sum(weight.numel() for weight in weights) * (2 if half else 4)
+    if format == "onnx" and size > MAX_ONNX_BYTES:
+        raise ValueError(f"{size / 2 ** 30:.1f} GiB of weights do not fit into an ONNX file, which "
+                         "holds 2 GiB; use format='torch', half=True or a smaller depth")
+    if half and any(((weight.abs() > MAX_HALF) & weight.isfinite()).any() for weight in weights):
+        raise ValueError(f"the model has weights beyond {MAX_HALF:g}, float16's largest number; "
+                         "use half=False")
+
+
+# -- tracing ---------------------------------------------------------------------------------------
+
+
+class Deployed(nn.Module):
+    """What is traced: float32 ``(N, in_channels, *spatial)`` -> ``(N, classes, *spatial)``."""
+
+    def __init__(self, model: Network, probabilities: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = next(model.parameters()).dtype
+        self.probabilities = probabilities
+
+    def forward(self, image: Tensor) -> Tensor:
+        run = self.model.predict if self.probabilities else self.model
+        return run(image.to(self.dtype)).float()
+
+
+def trace(deployed: Deployed, axes: Mapping[str, int]) -> ExportedProgram:
+    """The program of torch.export, for any length of these axes.
+
+    Raises:
+        ValueError: the encoder's forward pass is another one for other sizes.
+    """
+    lengths = ({place: Dim.DYNAMIC for place in axes.values()},)
+    try:
+        with torch.no_grad(), torch_config.patch(  # type: ignore[attr-defined]  # added when loaded
+                backed_size_oblivious=True):
+            program = torch.export.export(deployed, (example(deployed.model, axes, cells=4),),
+                                          dynamic_shapes=lengths, strict=False)
+        # Before each run torch would check what it took for granted of strides and lengths, which
+        # is untrue of some sizes that the program takes. So it is tried.
+        program._guards_code = []
+        program.range_constraints.update(dict.fromkeys(program.range_constraints,
+                                                       ValueRanges(1, int_oo)))
+        compare(program.module(), deployed, example(deployed.model, axes, cells=1))
+    except Exception as error:  # torch and each timm model refuse in their own ways
+        reason = str(error).strip().partition("\n")[0]
+        encoder = deployed.model.config["encoder"]
+        raise ValueError(f"the model over {encoder!r} cannot be traced with dynamic {tuple(axes)}: "
+                         f"{reason}. Fewer dynamic axes may do") from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    return program
+
+
+@torch.no_grad()
+def compare(program: nn.Module, deployed: Deployed, image: Tensor) -> None:
+    """Refuses a program that does not give for an image what the model gives."""
+    ours, theirs = program(image), deployed(image)
+    if ours.shape != theirs.shape or not (ours - theirs).abs().max() <= 0.01 * theirs.abs().max():
+        raise ValueError(f"its forward pass is another one for {tuple(image.shape[2:])}")
+
+
+def example(model: Network, axes: Mapping[str, int], cells: int) -> Tensor:
+    """An image whose dynamic axes are all of different lengths, and need padding.
+
+    Args:
+        cells: of the deepest level along the first of them; along each further one, one more.
+    """
+    config = model.config
+    shape = [1, config["in_channels"], *(config["image_size"] or image_size(model))]
+    least = [1, 1, *map(max, config["pad_multiple"], config["pad_smallest"])]
+    for more, place in enumerate(axes.values()):
+        shape[place] = (cells + more) * least[place] - (least[place] > 1)
+    return torch.arange(math.prod(shape), dtype=torch.float32).sin().reshape(shape)
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def describe(model: Network, probabilities: bool) -> dict[str, str]:
+    """What the file says of itself: texts, and JSON for what is none."""
+    config = model.config
+    facts = {key: config[key] for key in ("topology", "encoder", "task", "class_names",
+                                          "preprocessing")}
+    facts |= {"depths": model.depths, "input": "image", "output": output_name(probabilities),
+              "nestedseg_version": __version__}
+    return {key: fact if isinstance(fact, str) else json.dumps(fact)
+            for key, fact in facts.items() if fact is not None}
+
+
+def output_name(probabilities: bool) -> str:
+    return "probabilities" if probabilities else "logits"
+
+
+def write_onnx(program: ExportedProgram, path: Path, axes: Mapping[str, int],
+               facts: Mapping[str, str]) -> None:
+    """Translates a program to ONNX, its weights inside of the file."""
+    model = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False,
+                              input_names=[facts["input"]], output_names=[facts["output"]],
+                              dynamic_shapes=({place: name for name, place in axes.items()},))
+    assert model is not None  # as of dynamo=True
+    model.model.metadata_props.update(facts)
+    model.save(path, external_data=False)

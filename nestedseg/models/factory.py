@@ -1,0 +1,170 @@
+"""`create`: its arguments become a checked configuration, and that becomes a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nestedseg.base.errors import wholes
+from nestedseg.decoder.compiler import build_decoder
+from nestedseg.encoders import Options, build_encoder, describe_encoder
+from nestedseg.models.config import Config
+from nestedseg.models.model import SegmentationModel
+from nestedseg.models.network import fuse_parts
+from nestedseg.models.sizes import padding
+from nestedseg.models.targets import choose_task
+from nestedseg.topology.graph import MAX_CHANNELS, Graph, position
+from nestedseg.topology.rules import resolve
+
+MAX_PAD = 4096  # pixels, for models that others made
+SUM_WIDTH = 128  # that of the branch that merges a feature pyramid: Kirillov et al., 2019
+
+
+def create(
+    topology: str | Path | Mapping[str, Any] | Graph,
+    encoder: str = "plain",
+    *,
+    classes: int = 1,
+    in_channels: int = 3,
+    task: str | None = None,
+    encoder_weights: str | Path | bool | None = None,
+    depth: int | None = None,
+    encoder_channels: Sequence[int] = (32, 64, 128, 256, 512),
+    decoder_channels: Sequence[int] | None = None,
+    deep_supervision: bool | None = None,
+    upsample: str = "nearest",
+    norm: str | Mapping[str, Any] | None = "batch",
+    activation: str | Mapping[str, Any] = "relu",
+    bias: bool = False,
+    dropout: float = 0.0,
+    dims: int = 2,
+    head_kernel: int = 1,
+    output: str | int = "deepest",
+    image_size: Sequence[int] | None = None,
+    stem: bool | int | Sequence[int] = False,
+    encoder_taps: Sequence[int] | Sequence[str] | None = None,
+    pyramid_channels: Sequence[int] | None = None,
+    strides: Sequence[Sequence[int]] | None = None,
+    depth_strides: Sequence[int] | None = None,
+    execution: str = "fast",
+    class_names: Sequence[str] | None = None,
+) -> SegmentationModel:
+    """A segmentation model: a skip topology compiled over an encoder.
+
+    Source: Zhou et al., UNet++, IEEE TMI 2020, doi:10.1109/TMI.2019.2959609.
+
+    Args:
+        topology: "unet", "unet_e", "unet_plus", "unetpp" (or "unet^e", "unet+", "dla", "unet++"),
+            "fpn", "fpn_plus", "fpnpp" (feature pyramids, their levels merged), a `Graph`, its
+            dict, or the path of a .json file that holds it.
+        encoder: "plain" (the paper's) or any timm model name, tags allowed
+            ("resnet152.a1_in1k"); see `nestedseg.list_encoders`.
+        classes: channels of the logits.
+        in_channels: channels of the images.
+        task: "binary" (one class, sigmoid), "multiclass" (softmax; class 0 is usually the
+            background) or "multilabel" (sigmoids). Default: binary if ``classes == 1``, else
+            multiclass.
+        encoder_weights: ``None`` = random; "imagenet" = timm's weights of the name's tag, else of
+            its default tag; or the path of a .safetensors file with the timm model's state dict.
+        depth: L. Default: every level the encoder offers (plain: 4). With a graph: the head to
+            prune it to.
+        encoder_channels: widths of the plain encoder, finest first.
+        decoder_channels: widths of the decoder's rows, finest first. Default: 32, 64, 128, ...;
+            over the plain encoder, the encoder's own; of a feature pyramid, 128 throughout.
+        deep_supervision: ``True``: every head the topology offers; ``False``: the deepest alone.
+            Default: the topology's own (U-Net^e needs it, the other names do without; a graph
+            keeps the heads it lists).
+        upsample: "nearest", "bilinear", "bilinear_corners" (torch's ``align_corners``: the corner
+            pixels stay where they are), "bicubic", or "transpose" (a 2x2 transposed convolution,
+            the paper's).
+        norm: "batch", "instance", "group" (8 groups) or ``None``; or with options, like
+            ``{"name": "group", "groups": 4, "eps": 1e-6}`` (batch: ``eps``, ``momentum``).
+        activation: "relu", "leaky_relu", "elu", "silu", "mish", "gelu" or "prelu"; or with options,
+            like ``{"name": "leaky_relu", "negative_slope": 0.1}`` (elu: ``alpha``).
+        bias: whether convolutions before a norm have a bias too; those without a norm have one.
+        dropout: probability after each activation of the decoder and the plain encoder.
+        dims: 2 for images, 3 for volumes. A timm encoder is then made volumetric: its pretrained
+            kernels are repeated along depth and divided by how often (Carreira & Zisserman, 2017,
+            arXiv 1705.07750). `nestedseg.encoder_info` tries whether it can be.
+        head_kernel: side of the heads' convolutions, odd.
+        output: what eval mode returns: "deepest", "ensemble" (logits whose probabilities are the
+            mean of all heads') or a depth.
+        image_size: (H, W) in pixels, for encoders that are built for one size; those that take
+            any size (see `nestedseg.encoder_info`) need none. Default: the encoder's own.
+        stem: adds plain convolutional levels at strides 1, 2, ... above an encoder's finest, so
+            that the finest row lives at full resolution: ``True`` = 32, 64, ... channels, a
+            number = the finest level's, doubling, or the channels of each. Default: ``False``,
+            logits are up-sampled from the encoder's finest stride.
+        encoder_taps: which of timm's features become levels; or the names of the timm model's
+            modules that give them, ``(N, C, h, w)``. Default: the deepest of each stride; of
+            encoders with one stride throughout, four evenly spaced.
+        pyramid_channels: of the levels (strides 4, 8, 16, 32) that are made from an encoder with
+            one stride throughout, by a simple feature pyramid (Li et al., ViTDet, 2022,
+            arXiv 2203.16527). Default: the encoder's, halved at each doubling of resolution.
+        strides: of the plain encoder, from each level to the next, a number an axis, for volumes
+            of thick slices ``((1, 2, 2), (2, 2, 2), ...)``. Default: 2 throughout.
+        depth_strides: of a timm encoder in 3-D: 1 or 2 for each halving of height and width,
+            finest first. ``(1, 1)`` keeps the depth at the first two. Default: 2 throughout.
+        execution: how the decoder's nodes are computed: "fast", or "reference" (obvious, slower,
+            the same up to rounding); see `nestedseg.execution`.
+        class_names: what the classes are called, for those who get the model.
+
+    Raises:
+        ValueError: an unknown name, or numbers that do not fit together.
+        GraphError: a malformed topology.
+        OSError: encoder weights that cannot be fetched or read.
+    """
+    sequences: dict[str, Any] = {  # which `Options` makes tuples of
+        "encoder_channels": encoder_channels if encoder == "plain" else None,
+        "image_size": image_size, "stem": stem, "encoder_taps": encoder_taps,
+        "pyramid_channels": pyramid_channels, "strides": strides, "depth_strides": depth_strides}
+    options = Options(encoder, in_channels, dims, **sequences)
+    widths = None if decoder_channels is None else wholes(
+        "decoder_channels", decoder_channels, 1, MAX_CHANNELS)
+    body = describe_encoder(options)
+    graph = resolve(topology, depth, len(body.levels) - 1, deep_supervision)
+    widths = widths or default_widths(graph, options.encoder_channels)
+    multiple, smallest = padding(graph, body, widths, norm)
+    config = Config(
+        graph=graph, decoder_channels=widths, classes=classes, upsample=upsample, norm=norm,
+        activation=activation, bias=bias, dropout=dropout, head_kernel=head_kernel,
+        output=output, execution=execution, task=choose_task(task, classes),
+        pad_multiple=multiple, pad_smallest=smallest,
+        preprocessing=body.preprocessing,
+        **vars(options) | {"image_size": body.fixed_size, "class_names": class_names})
+    return build(config, encoder_weights)
+
+
+def build(config: Config, encoder_weights: str | Path | bool | None = None) -> SegmentationModel:
+    """The model of a configuration, with random weights but for the encoder's.
+
+    Raises:
+        ValueError: the parts of the configuration do not fit together.
+    """
+    body = describe_encoder(config.encoder_options)
+    needed, _ = padding(config.graph, body, config.decoder_channels, config.norm)
+    if any(m % n or m > max(n, MAX_PAD) for m, n in zip(config.pad_multiple, needed)):
+        raise ValueError(f"pad_multiple {config.pad_multiple} is no multiple of {needed}")
+    encoder = build_encoder(config.encoder_options, config.style, encoder_weights,
+                            config.graph.levels)
+    decoder = build_decoder(config.graph, body.levels, config.classes, config.decoder_channels,
+                            config.style, head_kernel=config.head_kernel)
+    if not config.fused:
+        return SegmentationModel(config, encoder, decoder)
+    model = SegmentationModel(replace(config, fused=False), encoder, decoder)
+    return SegmentationModel(config, *fuse_parts(model.eval()))
+
+
+def default_widths(graph: Graph, encoder_channels: Sequence[int] | None) -> tuple[int, ...]:
+    """The decoder's widths, finest first: the plain encoder's, else 32, 64, 128, ...
+
+    Where nodes of several rows are only ever added up, they have one width, 128.
+    """
+    rows = 1 + max(position(name)[0] for name in graph.nodes)
+    joins = [node.fuse for node in graph.nodes.values() if len(node.inputs) > 1]
+    if set(joins) == {"sum"}:
+        return (SUM_WIDTH,) * rows
+    default = [32 * 2 ** row for row in range(rows)]
+    return tuple([*(encoder_channels or ()), *default[len(encoder_channels or ()):]][:rows])

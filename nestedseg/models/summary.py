@@ -1,0 +1,91 @@
+"""What each depth costs: parameters, multiply-accumulates, output stride."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nestedseg.base.errors import wholes
+from nestedseg.decoder.meta import meta_copy
+from nestedseg.encoders.description import MAX_SIDE
+from nestedseg.models.network import Network
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one depth costs, of the model pruned to it.
+
+    Attributes:
+        depth: of the head.
+        parameters: weights and biases.
+        macs: multiply-accumulates of the convolutions that run, for one image; the "fast" execution
+            has fewer than the "reference".
+        output_stride: of the head's node along each axis, in pixels of the image.
+    """
+
+    depth: int
+    parameters: int
+    macs: int
+    output_stride: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What each depth costs; prints as a table, and iterates over its rows.
+
+    Attributes:
+        size: of the image, in pixels.
+        rows: one `Row` for each depth, shallow -> deep.
+    """
+
+    size: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.size))
+        lines = [f"depth | parameters | MACs at {size} | output stride",
+                 "---: | ---: | ---: | ---:"]
+        lines += [f"{row.depth} | {row.parameters:,} | {row.macs / 1e9:.3f} G | "
+                  f"{'x'.join(map(str, row.output_stride))}" for row in self.rows]
+        return "\n".join(lines)
+
+
+def summarise(model: Network, size: int | Sequence[int] | None) -> Summary:
+    """See `SegmentationModel.summary`."""
+    sides = image_size(model, size)
+    rows = []
+    for depth in model.depths:
+        small = model.prune(depth).eval()
+        stride = small.decoder.strides[small.graph.heads[0]]
+        parameters = sum(p.numel() for p in small.parameters())
+        macs = count_macs(small, model.config["in_channels"], sides)
+        rows.append(Row(depth, parameters, macs, stride))
+    return Summary(sides, tuple(rows))
+
+
+def image_size(model: Network,
+               size: int | Sequence[int] | None = None) -> tuple[int, ...]:
+    """One side an axis: ``size``, else that of the preprocessing, else 256 (2-D) or 64 (3-D)."""
+    dims = model.config["dims"]
+    if size is None:
+        size = model.preprocessing["size"] or (256 if dims == 2 else 64)
+    sides = wholes("size", (size,) * dims if isinstance(size, int) else size, 1, MAX_SIDE)
+    if len(sides) != dims:
+        raise ValueError(f"size needs {dims} numbers for a {dims}-D model, got {sides}")
+    return sides
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, in_channels: int, size: Sequence[int]) -> int:
+    """Multiply-accumulates of one forward pass on one image; nothing is computed."""
+    model = meta_copy(model)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, in_channels, *size, device="meta"))
+    return counter.get_total_flops() // 2

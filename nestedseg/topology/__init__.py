@@ -1,0 +1,6 @@
+"""Skip topologies as data: graphs, the rules that make them, and their drawings. No torch here."""
+
+from nestedseg.topology.graph import Graph, GraphError, Node
+from nestedseg.topology.rules import list_topologies, register_topology, topology
+
+__all__ = ["Graph", "GraphError", "Node", "list_topologies", "register_topology", "topology"]

@@ -1,0 +1,9 @@
+"""Training: the loop, its settings, losses, and what a run leaves behind."""
+
+from nestedseg.training.history import Epoch, best_epoch
+from nestedseg.training.loop import fit
+from nestedseg.training.losses import DeepSupervision, HybridLoss, PaperHybridLoss
+from nestedseg.training.settings import Settings
+
+__all__ = ["DeepSupervision", "Epoch", "HybridLoss", "PaperHybridLoss", "Settings", "best_epoch",
+           "fit"]

@@ -1,0 +1,234 @@
+"""Training on accelerate: one process or many, resumable at every epoch, the same numbers again.
+
+Everything random follows from the seed and the epoch (patches, order, dropout), so a checkpoint
+needs no generator states, and an interrupted run continues as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from timm.utils import distribute_bn
+from torch.utils.data import DataLoader
+
+from nestedseg.base.errors import show
+from nestedseg.base.extras import require
+from nestedseg.data import EpochSampler, LabelledImages
+from nestedseg.training.history import Epoch, best_epoch
+from nestedseg.training.settings import Settings
+from nestedseg.training.tasks import task_of
+
+if TYPE_CHECKING:
+    from nestedseg.instances.detectors import Detector
+    from nestedseg.models.model import SegmentationModel
+
+CHECKPOINT = "checkpoint.pt"
+MODEL = "model"
+MAY_CHANGE = ("epochs", "patience", "workers", "seconds")  # on resuming: no result depends on them
+
+
+def fit(model: SegmentationModel | Detector, train: LabelledImages, validation: LabelledImages,
+        run: str | Path, settings: Settings | None = None, resume: bool = False,
+        log: Callable[[str], None] = print) -> list[Epoch]:
+    """Train a model, and keep the best weights.
+
+    A semantic model learns with the hybrid loss on every head, a Mask R-CNN with its own losses.
+
+    After each epoch ``run/checkpoint.pt`` holds all that `resume` needs, and ``run/model`` the
+    weights of the best validation score so far; ``model`` itself ends with those of the last epoch.
+    Under ``accelerate launch`` every process calls this with the same arguments.
+
+    Args:
+        model: what to train, of `nestedseg.create`, or a Mask R-CNN of
+            `nestedseg.instances.detectors`; its preprocessing is used as it stands.
+        train: checked pictures or volumes; for a Mask R-CNN, `LabelledInstances`.
+        validation: likewise.
+        run: folder to write to.
+        settings: see `Settings`.
+        resume: continue the run in the folder, if it has one.
+        log: takes a line of text for each epoch.
+
+    Returns:
+        One `Epoch` for each epoch since the start of the run.
+
+    Raises:
+        ValueError: the folder holds a run and ``resume`` is false; it holds another run; the
+            labels hold no foreground; or the images do not fit the model.
+        FloatingPointError: the loss is no longer a finite number.
+    """
+    return _Trainer(model, train, validation, Path(run), settings or Settings(), log).fit(resume)
+
+
+class _Trainer:
+    def __init__(self, model: SegmentationModel | Detector, train: LabelledImages,
+                 validation: LabelledImages, run: Path, settings: Settings,
+                 log: Callable[[str], None]) -> None:
+        self.task = task_of(model)
+        for name, images in (("training", train), ("validation", validation)):
+            if images.foreground == 0:
+                raise ValueError(f"the {name} labels hold no foreground: every pixel is 0")
+            self.task.check(images, name)
+        self.validation, self.run, self.settings, self.log = validation, run, settings, log
+        self.identity = _identity(model, train, validation, settings) | {
+            "measure": self.task.measure}
+        self.history: list[Epoch] = []
+        self.accelerator = require("accelerate").Accelerator(
+            mixed_precision=_precision(settings.precision))
+        patches = self.task.patches(train, settings)
+        together = settings.batch * self.accelerator.num_processes
+        steps = settings.steps or math.ceil(len(patches) / together)
+        sampler = EpochSampler(steps * together, settings.seed)
+        # A generator of its own: else the loader would draw from the one that dropout draws from.
+        loader = DataLoader(patches, settings.batch, sampler=sampler, collate_fn=self.task.collate,
+                            num_workers=settings.workers, generator=torch.Generator(),
+                            persistent_workers=settings.workers > 0)
+        optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(
+            model, optimizer, loader)
+        self.bare = self.accelerator.unwrap_model(self.model)
+
+    def fit(self, resume: bool) -> list[Epoch]:
+        start = time.monotonic()
+        self._open(resume)
+        self._log(f"{self.task.title}: {len(self.loader)} batches an epoch, "
+                  f"{len(self.validation)} validation images, "
+                  f"{self.accelerator.num_processes} x {self.accelerator.device.type}")
+        while not self._finished(time.monotonic() - start):
+            epoch = self._epoch(len(self.history))
+            self.history.append(epoch)
+            self._save()
+            better = " *" if best_epoch(self.history) is epoch else ""
+            self._log(f"epoch {epoch.epoch:3d}/{self.settings.epochs}  loss {epoch.loss:.4f}  "
+                      f"val {self.task.measure} {epoch.score:.4f}  {epoch.seconds:.1f} s{better}")
+        return self.history
+
+    # -- one epoch ----------------------------------------------------------------------------
+
+    def _epoch(self, number: int) -> Epoch:
+        start = time.monotonic()
+        loss = self._train(number)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss of epoch {number + 1} is {loss}; try a smaller "
+                                     f"learning rate than {self.settings.lr:g}")
+        return Epoch(number + 1, loss, *self._validate(), time.monotonic() - start)
+
+    def _train(self, number: int) -> float:
+        seed = [self.settings.seed, number, self.accelerator.process_index]
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        self.model.train()
+        self.loader.set_epoch(number)
+        losses = [self._step(*batch) for batch in self._progress(number)]
+        if self.accelerator.num_processes > 1:
+            # The processes saw other batches. With one mean of their running moments, all score
+            # the model that one of them saves.
+            distribute_bn(self.bare, self.accelerator.num_processes, reduce=True)
+        mean = torch.stack(losses).mean()
+        return self.accelerator.reduce(mean, "mean").item()
+
+    def _step(self, inputs: Any, targets: Any) -> torch.Tensor:
+        self.optimizer.zero_grad()
+        loss = self.task.loss(self.model, inputs, targets)
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        return loss.detach()
+
+    def _validate(self) -> tuple[float, dict[str, float]]:
+        """The validation scores; each process scores its share of the images."""
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        with self.accelerator.autocast():
+            totals = self.task.totals(self.validation,
+                                      range(process, len(self.validation), processes))
+        if processes > 1:
+            totals = self.accelerator.reduce(totals.to(self.accelerator.device), "sum").cpu()
+        return self.task.scores(totals)
+
+    def _progress(self, number: int) -> Any:
+        # tqdm's disable=None: no bar where the output is no terminal.
+        hidden = None if self.accelerator.is_main_process else True
+        return require("tqdm").tqdm(self.loader, desc=f"epoch {number + 1}", unit="batch",
+                                    leave=False, disable=hidden)
+
+    def _finished(self, elapsed: float) -> bool:
+        """The same answer on every process, whose clocks differ."""
+        limit = self.settings.seconds
+        late = bool(self.history) and limit is not None \
+            and elapsed + self.history[-1].seconds > limit
+        flag = torch.tensor(float(late), device=self.accelerator.device)
+        patience = len(self.history) - best_epoch(self.history).epoch if self.history else 0
+        return (len(self.history) >= self.settings.epochs or patience >= self.settings.patience
+                or self.accelerator.reduce(flag, "sum").item() > 0)
+
+    def _log(self, line: str) -> None:
+        if self.accelerator.is_main_process:
+            self.log(line)
+
+    # -- on disk ------------------------------------------------------------------------------
+
+    def _open(self, resume: bool) -> None:
+        self.run.mkdir(parents=True, exist_ok=True)
+        path = self.run / CHECKPOINT
+        if not path.exists():
+            return
+        if not resume:
+            raise ValueError(f"{self.run} holds a run already; resume it or choose another folder")
+        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        _check_same(state["identity"], self.identity, str(path))
+        self.bare.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.history = [Epoch(**epoch) for epoch in state["history"]]
+        self._log(f"resuming {self.run} after epoch {len(self.history)}")
+
+    def _save(self) -> None:
+        """The best model first: killed between the two, the epoch is run again, to the same end."""
+        if self.accelerator.is_main_process:
+            if best_epoch(self.history) is self.history[-1]:
+                self.bare.save_pretrained(self.run / MODEL)
+            self._save_checkpoint()
+        self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self) -> None:
+        scaler = self.accelerator.scaler
+        state = {"identity": self.identity, "model": self.bare.state_dict(),
+                 "optimizer": self.optimizer.state_dict(),
+                 "scaler": None if scaler is None else scaler.state_dict(),
+                 "history": [asdict(epoch) for epoch in self.history]}
+        temporary = self.run / f".{CHECKPOINT}.tmp"
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.run / CHECKPOINT)
+
+
+def _precision(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def _identity(model: SegmentationModel | Detector, train: LabelledImages,
+              validation: LabelledImages, settings: Settings) -> dict[str, Any]:
+    """All that a run's numbers depend on: a checkpoint is continued only where it is the same."""
+    fixed = {key: value for key, value in asdict(settings).items() if key not in MAY_CHANGE}
+    return {**model.config, **fixed,
+            "training images": [pair.image.name for pair in train.pairs],
+            "validation images": [pair.image.name for pair in validation.pairs]}
+
+
+def _check_same(saved: dict[str, Any], given: dict[str, Any], path: str) -> None:
+    for key, value in given.items():
+        if saved.get(key) != value:
+            raise ValueError(f"{path} is of a run with another value of {key!r}: "
+                             f"{show(saved.get(key))}, now {show(value)}; choose another folder")

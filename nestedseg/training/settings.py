@@ -1,0 +1,65 @@
+"""How to train: the settings of a run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from nestedseg.base.errors import choose
+
+PRECISIONS = ("auto", "no", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Args:
+        epochs: at most this many.
+        steps: batches in an epoch; ``None`` = as many as it takes to tile the training images.
+        batch: patches in a batch, on each process.
+        patch: size of a patch in pixels, along each axis, or one number for all.
+        lr: Adam's learning rate.
+        patience: stop after this many epochs without a better validation score.
+        foreground: the fraction of patches that are centred on a pixel of the foreground; ``None``
+            = 0 for pictures, 1/3 for volumes.
+        mirror: whether patches are mirrored and turned at random; not where labels tell left from
+            right, or front from back.
+        seed: of everything random.
+        precision: "auto" (bf16 or fp16 where there is a CUDA device, else none), "no", "bf16",
+            "fp16".
+        workers: processes that prepare patches; 0 = none beside the training itself.
+        seconds: stop before the epoch that would take longer than this in all; ``None`` = never.
+
+    Raises:
+        ValueError: a number out of bounds or an unknown precision.
+    """
+
+    epochs: int = 100
+    steps: int | None = None
+    batch: int = 8
+    patch: int | tuple[int, ...] = 96
+    foreground: float | None = None
+    mirror: bool = True
+    lr: float = 3e-4
+    patience: int = 20
+    seed: int = 0
+    precision: str = "auto"
+    workers: int = 0
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("steps", 1), ("batch", 1), ("patch", 1),
+                            ("patience", 1), ("seed", 0), ("workers", 0)):
+            value = getattr(self, name)
+            if value is not None and np.min(value) < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        for name in ("lr", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value}")
+        if self.foreground is not None and not 0 <= self.foreground <= 1:
+            raise ValueError(f"foreground must be a fraction in [0, 1], got {self.foreground}")
+        choose("precision", self.precision, PRECISIONS)

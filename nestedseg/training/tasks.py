@@ -1,0 +1,158 @@
+"""What a training learns, the classes of pixels or instances: all in which `fit` depends on it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from functools import partial, reduce
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nestedseg.data import InstancePatches, LabelledImages, LabelledInstances, Patches
+from nestedseg.data.preprocessing import preprocess
+from nestedseg.evaluation.depths import new_scores, score_heads
+from nestedseg.instances.metrics import InstanceScores
+from nestedseg.instances.prediction import check_finds_instances, predict_instances
+from nestedseg.models.model import SegmentationModel
+from nestedseg.prediction.predict import output_key
+from nestedseg.training.losses import DeepSupervision, HybridLoss
+
+if TYPE_CHECKING:
+    from nestedseg.instances.detectors import Detector
+    from nestedseg.training.settings import Settings
+
+
+class Task(Protocol):
+    """How one kind of model is trained and scored.
+
+    Attributes:
+        title: the model in a few words.
+        measure: what the best epoch is chosen by, as people read it.
+        collate: makes samples a batch, ``(inputs, targets)``; ``None`` = stacks them.
+    """
+
+    title: str
+    measure: str
+    collate: Callable[[list[Any]], Any] | None
+
+    def check(self, images: LabelledImages, name: str) -> None:
+        """Refuses images that do not fit the model."""
+
+    def patches(self, images: Any, settings: Settings) -> Patches | InstancePatches:
+        """The samples to train on."""
+
+    def loss(self, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
+        """The loss of a batch; the model may be wrapped for several devices."""
+
+    def totals(self, images: Any, indices: Iterable[int]) -> Tensor:
+        """What the scores are made of, which adds up over images and processes."""
+
+    def scores(self, totals: Tensor) -> tuple[float, dict[str, float]]:
+        """The score by which the best epoch is chosen, and all scores by name."""
+
+
+def task_of(model: SegmentationModel | Detector) -> Task:
+    """The task of a model.
+
+    Raises:
+        ValueError: a detector that predicts no masks.
+    """
+    return PixelTask(model) if isinstance(model, SegmentationModel) else InstanceTask(model)
+
+
+class PixelTask(Task):
+    """A semantic model: the hybrid loss on every head, the IoU of each."""
+
+    measure = "IoU"
+    collate = None
+
+    def __init__(self, model: SegmentationModel) -> None:
+        self.model = model
+        self.objective = DeepSupervision(HybridLoss(model.task))
+        self.title = (f"{model.graph.name} over {model.config['encoder']}, depths "
+                      f"{list(model.depths)}")
+
+    def check(self, images: LabelledImages, name: str) -> None:
+        if isinstance(images, LabelledInstances):
+            raise ValueError(f"the {name} labels are instances, the model takes classes; "
+                             "nestedseg.data.LabelledImages(..., binary=True) makes them so")
+        dims, wanted = self.model.config["dims"], self.model.preprocessing.get("spacing")
+        if images.dims != dims:
+            raise ValueError(f"the {name} images have {images.dims} axes, the model takes {dims}")
+        check_channels(images, self.model, name)
+        if images.spacing != wanted:
+            raise ValueError(f"the {name} images are at a spacing of {images.spacing}, the model "
+                             f"takes {wanted}")
+
+    def patches(self, images: LabelledImages, settings: Settings) -> Patches:
+        return Patches(images, settings.patch, partial(preprocess, model=self.model),
+                       settings.seed, settings.foreground, settings.mirror)
+
+    def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self.objective(model(inputs), targets)
+
+    def totals(self, images: LabelledImages, indices: Iterable[int]) -> Tensor:
+        scores = score_heads(self.model, images, indices)
+        return torch.stack([score.counts for score in scores.values()])
+
+    def scores(self, totals: Tensor) -> tuple[float, dict[str, float]]:
+        ious = {}
+        for (key, score), counts in zip(new_scores(self.model).items(), totals):
+            score.counts = counts
+            ious[str(key)] = score.compute()["iou"]["mean"]
+        return ious[str(output_key(self.model))], ious
+
+
+class InstanceTask(Task):
+    """A Mask R-CNN: the sum of its losses, and the scores of the paper's Table V."""
+
+    measure = "DSB score"
+
+    def __init__(self, model: Detector) -> None:
+        check_finds_instances(model)
+        self.model = model
+        encoder = model.config["pyramid"]["encoder"]["encoder"]
+        self.title = f"mask_rcnn with {model.graph.name} over {encoder}"
+
+    def check(self, images: LabelledImages, name: str) -> None:
+        if not isinstance(images, LabelledInstances):
+            raise ValueError(f"the {name} labels are classes, the model takes instances: "
+                             "nestedseg.data.LabelledInstances")
+        check_channels(images, self.model, name)
+
+    def patches(self, images: LabelledInstances, settings: Settings) -> InstancePatches:
+        return InstancePatches(images, settings.patch, partial(preprocess, model=self.model),
+                               settings.batch, seed=settings.seed, foreground=settings.foreground,
+                               mirror=settings.mirror)
+
+    @staticmethod
+    def collate(samples: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[Any], list[Any]]:
+        images, targets = zip(*samples)
+        return list(images), list(targets)
+
+    def loss(self, model: nn.Module, inputs: list[Tensor],
+             targets: list[dict[str, Tensor]]) -> Tensor:
+        losses: dict[str, Tensor] = model(inputs, targets)
+        return reduce(operator.add, losses.values())
+
+    def totals(self, images: LabelledInstances, indices: Iterable[int]) -> Tensor:
+        scores = InstanceScores()
+        for image, truth in map(images.__getitem__, indices):
+            scores.update(predict_instances(self.model, image), truth)
+        return torch.from_numpy(scores.totals)
+
+    def scores(self, totals: Tensor) -> tuple[float, dict[str, float]]:
+        scores = InstanceScores()
+        scores.totals = totals.numpy()
+        found = scores.compute()
+        return found["score"], found
+
+
+def check_channels(images: LabelledImages, model: SegmentationModel | Detector, name: str) -> None:
+    """Refuses colours that the model does not take."""
+    channels = len(model.preprocessing["mean"])
+    if images.in_channels not in (1, channels):
+        raise ValueError(f"the {name} images have {images.in_channels} channels, the model takes "
+                         f"{channels}")

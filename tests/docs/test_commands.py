@@ -1,0 +1,88 @@
+"""The shell blocks of README and documentation: the options that they name exist, and they run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub_server import HubServer, use_server
+from PIL import Image
+from places import ROOT
+
+from nestedseg.cli import build_parser, main
+from nestedseg.data import synthetic_nuclei
+
+BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHORT = ["--epochs", "1", "--steps", "1", "--batch", "2"]  # all else is as printed
+IMAGES = 6
+
+
+def commands(block: str) -> list[list[str]]:
+    """The words after ``nestedseg``, line by line."""
+    lines = (shlex.split(line, comments=True) for line in block.replace("\\\n", "").splitlines())
+    return [words[1:] for words in lines if words[:1] == ["nestedseg"]]
+
+
+BLOCKS = {f"{page.stem}-{number}": block
+          for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+          for number, block in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")))
+          if commands(block)}
+
+
+def test_blocks_are_found():
+    assert len(BLOCKS) > 5
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_parser_takes_what_a_block_says(name):
+    for words in commands(BLOCKS[name]):
+        build_parser().parse_args(words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_data(name)
+    with HubServer() as hub, use_server(monkeypatch, hub, tmp_path / "home"):
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        if name.startswith("hub"):  # it begins after a training
+            run(commands("nestedseg train --images images --labels labels --binary "
+                         "--out runs/nuclei")[0])
+        for words in commands(BLOCKS[name]):
+            run(words)
+
+
+def run(words: list[str]) -> None:
+    assert main(words + (SHORT if words[0] == "train" else [])) == 0
+
+
+def write_data(name: str) -> None:
+    """Images and labels of the kind that a block is about, wherever a page has them."""
+    for folder in map(Path, (".", "train", "other", "demo")):
+        for part in ("images", "labels"):
+            (folder / part).mkdir(parents=True)
+        if name.startswith("volumes"):
+            write_volumes(folder, classes=3 if "--classes 3" in BLOCKS[name] else 2)
+        else:
+            write_pictures(folder)
+
+
+def write_volumes(folder: Path, classes: int) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(IMAGES):
+        labels = np.zeros((20, 40, 40), np.uint8)
+        for value in range(1, classes):
+            labels[5:15, 10 * value:10 * value + 10, 10:30] = value
+        np.save(folder / f"images/{index}.npy", labels + rng.normal(0, 0.2, labels.shape))
+        np.save(folder / f"labels/{index}.npy", labels)
+
+
+def write_pictures(folder: Path) -> None:
+    """With the nuclei's numbers as labels, which are also a mask's."""
+    for index, (image, labels) in enumerate(zip(*synthetic_nuclei(IMAGES, 64))):
+        Image.fromarray(image).save(folder / f"images/{index}.png")
+        Image.fromarray(labels).save(folder / f"labels/{index}.png")
