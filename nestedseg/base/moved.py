@@ -34,6 +34,7 @@ MOVED = {
     "summary": "models.summary", "targets": "models.targets", "tasks": "training.tasks",
     "topologies": "topology.rules", "version": "base.version",
 }
+RENAMED = {"nodes.Node": "NodeModule"}  # classes that a pickle of a whole model names
 
 
 class StandIn(ModuleType):
@@ -50,7 +51,8 @@ class StandIn(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name not in ("__all__", "__version__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(self._place), name)
+        short = self.__name__.removeprefix(f"{PACKAGE}.")
+        value = getattr(import_module(self._place), RENAMED.get(f"{short}.{name}", name))
         if self._deprecated:
             warnings.warn(f"{self.__name__} is now {self._place}", DeprecationWarning,
                           stacklevel=2)

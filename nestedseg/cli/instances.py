@@ -20,7 +20,7 @@ OTHERS = ("binary", "class_names", "classes", "deep_supervision", "depth", "dept
           "spacing", "standardise", "strides", "upsample", "widths")  # of semantic models alone
 
 
-def check_arguments(args: argparse.Namespace) -> None:
+def check_options(args: argparse.Namespace) -> None:
     """Refuses, before images are read, what no detector can be made of.
 
     Raises:

@@ -10,7 +10,7 @@ import nestedseg
 from nestedseg.cli.arguments import MODEL_HELP, add_model_options, model_options, one_or_all
 from nestedseg.hub.client import is_repo_id
 from nestedseg.models.export import SUFFIXES
-from nestedseg.topology.rules import read
+from nestedseg.topology.rules import read_graph
 
 
 def prune(args: argparse.Namespace) -> None:
@@ -78,7 +78,7 @@ def draw(args: argparse.Namespace) -> None:
     """Draw a topology as SVG or, where the file ends in .mmd, as a Mermaid flowchart."""
     if args.out.suffix not in (".svg", ".mmd"):
         raise ValueError(f"--out must end in .svg or .mmd, got {str(args.out)!r}")
-    graph = read(args.topology) if args.topology.endswith(".json") \
+    graph = read_graph(args.topology) if args.topology.endswith(".json") \
         else nestedseg.topology(args.topology, args.depth)
     text = graph.to_svg(args.keep) if args.out.suffix == ".svg" else graph.to_mermaid()
     args.out.parent.mkdir(parents=True, exist_ok=True)

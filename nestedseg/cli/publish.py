@@ -15,14 +15,14 @@ from nestedseg.training.report.metrics_file import read_report
 def publish(args: argparse.Namespace) -> None:
     """Push the model of a training run, with a card, to the Hugging Face Hub."""
     if args.dry_run is None:
-        push(args, args.repo, args.run_folder)
+        push_run(args, args.repo, args.run_folder)
     else:
         model = nestedseg.from_pretrained(args.run_folder / MODEL)
         write_repo(model, args.dry_run, args.repo, **_facts(args, args.run_folder))
         print(f"what would be pushed to {args.repo} is in {args.dry_run}")
 
 
-def push(args: argparse.Namespace, repo: str, run: Path) -> None:
+def push_run(args: argparse.Namespace, repo: str, run: Path) -> None:
     model = nestedseg.from_pretrained(run / MODEL)
     commit = model.push_to_hub(repo, **access(args), **_facts(args, run))
     print(f"pushed to {repo}: {commit.commit_url}")

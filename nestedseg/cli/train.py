@@ -14,7 +14,7 @@ import nestedseg
 from nestedseg.base.extras import require
 from nestedseg.cli import instances
 from nestedseg.cli.arguments import add_model_options, device, model_options, one_or_all
-from nestedseg.cli.publish import access, add_hub_options, push
+from nestedseg.cli.publish import access, add_hub_options, push_run
 from nestedseg.data import (
     LabelledImages,
     LabelledInstances,
@@ -60,7 +60,7 @@ def train(args: argparse.Namespace) -> None:
         print(recipe.report(args.out, best, validation, history, asdict(settings)))
         print(f"the best model and its report are in {args.out}")
         if args.push_to_hub:
-            push(args, args.push_to_hub, args.out)
+            push_run(args, args.push_to_hub, args.out)
 
 
 class Recipe(NamedTuple):
@@ -93,7 +93,7 @@ def _semantic(args: argparse.Namespace, dims: int) -> Recipe:
 
 
 def _instance(args: argparse.Namespace, dims: int) -> Recipe:
-    instances.check_arguments(args)
+    instances.check_options(args)
     return Recipe(instances.PATCH, LabelledInstances,
                   lambda images: instances.create_detector(args, images),
                   write_instance_report)

@@ -14,13 +14,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from nestedseg.convert.monai_layers import DEPTH, decoder_block, encoder_blocks, heads, inspect
-from nestedseg.convert.monai_options import NETWORKS, Theirs
+from nestedseg.convert.monai_options import NETWORKS, MonaiConfig
 from nestedseg.convert.weights import (
     State,
     check_state,
-    fill,
-    pair,
-    plan,
+    load_weights,
+    meta_model,
+    pair_tensors,
     read_state,
     refuse_leftovers,
     untrained,
@@ -70,16 +70,16 @@ def from_monai(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
         if network is None:
             raise TypeError("a state dict does not say what it belongs to: also give "
                             f"network={' or '.join(map(repr, NETWORKS))} and its arguments")
-        theirs = Theirs.parse(network, arguments)
+        theirs = MonaiConfig.parse(network, arguments)
         where = "the state dict" if isinstance(source, Mapping) else repr(str(source))
         state = read_state(source)
-    ours = mirror(theirs, task)
-    model = plan(ours)
+    ours = monai_to_config(theirs, task)
+    model = meta_model(ours)
     needed = own_tensors(model)
-    return fill(model, translate(theirs, ours.graph, needed, state), where)
+    return load_weights(model, translate_layers(theirs, ours.graph, needed, state), where)
 
 
-def mirror(theirs: Theirs, task: str | None) -> Config:
+def monai_to_config(theirs: MonaiConfig, task: str | None) -> Config:
     """The configuration of the same model here."""
     graph = topology(NETWORKS[theirs.network], DEPTH)
     if not theirs.deep_supervision:
@@ -99,7 +99,7 @@ def mirror(theirs: Theirs, task: str | None) -> Config:
         **vars(options))
 
 
-def node_value(theirs: Theirs, name: str, inputs: list[str]) -> Any:
+def node_value(theirs: MonaiConfig, name: str, inputs: list[str]) -> Any:
     """A node's value: up-sampling halves the channels but in row 0; the last node has its own."""
     row, column = position(name)
     below = theirs.features[row + 1]
@@ -113,12 +113,13 @@ def node_value(theirs: Theirs, name: str, inputs: list[str]) -> Any:
     return value if len(value) > 1 else inputs
 
 
-def absorbs_bias(theirs: Theirs) -> bool:
+def absorbs_bias(theirs: MonaiConfig) -> bool:
     """Whether the norm subtracts the bias of the convolution before it again."""
     return theirs.norm is not None and split_choice(theirs.norm)[0] in ("batch", "instance")
 
 
-def translate(theirs: Theirs, graph: Graph, needed: Mapping[str, Tensor], given: State) -> State:
+def translate_layers(theirs: MonaiConfig, graph: Graph, needed: Mapping[str, Tensor],
+                     given: State) -> State:
     """Their tensors under our names.
 
     Raises:
@@ -141,7 +142,7 @@ def translate(theirs: Theirs, graph: Graph, needed: Mapping[str, Tensor], given:
                         f"{block}.conv_{index}.adn.A": f"{own}.act{index + 1}"}
     modules |= {head: f"decoder.head_{node}" if node in graph.heads else None
                 for head, node in heads(theirs.network).items()}
-    names, left = pair(modules, needed, given)
+    names, left = pair_tensors(modules, needed, given)
     biases = {f"{own}.bias": f"{conv}.bias" for conv, own in modules.items()
               if own and f"{conv}.bias" in left} if absorbs_bias(theirs) else {}
     refuse_leftovers(left - set(biases.values()), "MONAI")

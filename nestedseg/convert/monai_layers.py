@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from nestedseg.base.errors import show
-from nestedseg.convert.monai_options import ACTIVATIONS, NETWORKS, NORMS, Kind, Theirs
+from nestedseg.convert.monai_options import ACTIVATIONS, NETWORKS, NORMS, Kind, MonaiConfig
 from nestedseg.convert.weights import refuse
 
 DEPTH = 4
@@ -16,7 +16,7 @@ DEPTH = 4
 UPSAMPLERS = {"deconv": "deconv", "upsample_non_trainable": "nontrainable"}
 
 
-def inspect(model: nn.Module) -> Theirs:
+def inspect(model: nn.Module) -> MonaiConfig:
     """The arguments of a live model, read off its layers.
 
     Raises:
@@ -42,7 +42,7 @@ def inspect(model: nn.Module) -> Theirs:
                ("dropout", "D", describe_dropout))}}
     if network == "BasicUNetPlusPlus":
         arguments["deep_supervision"] = bool(model.deep_supervision)
-    return Theirs.parse(network, arguments)
+    return MonaiConfig.parse(network, arguments)
 
 
 def one_kind(layers: Mapping[str, nn.Module], paths: Sequence[str],

@@ -62,7 +62,7 @@ FREE = ("inplace", "affine", "init", "momentum")
 
 
 @dataclass(frozen=True)
-class Theirs:
+class MonaiConfig:
     """A network's arguments, as `nestedseg.create` takes them where it has the like.
 
     Args:
@@ -83,7 +83,7 @@ class Theirs:
     upsample: str
 
     @classmethod
-    def parse(cls, network: str, arguments: Mapping[str, Any]) -> Theirs:
+    def parse(cls, network: str, arguments: Mapping[str, Any]) -> MonaiConfig:
         """The checked arguments, and MONAI's defaults of the others.
 
         Raises:
@@ -124,7 +124,7 @@ def read_kind(letter: str, value: Any, kinds: Mapping[str, Kind]) -> Choice:
     Raises:
         ValueError: there is none of the kind here, or not with these options.
     """
-    name, options = split(value)
+    name, options = split_option(value)
     if not isinstance(name, str) or name.lower() not in kinds:
         raise refuse(f"*.adn.{letter}", f"{show(value)}; {nearest(name, kinds)}")
     kind = kinds[name.lower()]
@@ -135,7 +135,7 @@ def read_kind(letter: str, value: Any, kinds: Mapping[str, Kind]) -> Choice:
     return {"name": kind.name, **kept} if kept else kind.name
 
 
-def split(value: Any) -> tuple[Any, Mapping[str, Any]]:
+def split_option(value: Any) -> tuple[Any, Mapping[str, Any]]:
     """A name and its options."""
     pair = isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[1], Mapping)
     return tuple(value) if pair else (value, {})
@@ -143,13 +143,13 @@ def split(value: Any) -> tuple[Any, Mapping[str, Any]]:
 
 def has_weights(norm: Any) -> bool:
     """Whether a norm that `read_kind` takes has weights."""
-    name, options = split(norm)
+    name, options = split_option(norm)
     return bool(options.get("affine", NORMS[name.lower()].affine))
 
 
 def read_dropout(value: Any) -> float:
     """The probability of an element-wise dropout."""
-    name, options = split(value)
+    name, options = split_option(value)
     if name == "dropout":
         value = options.get("p", 0.5)
     if type(value) not in (int, float):

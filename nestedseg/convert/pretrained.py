@@ -33,13 +33,13 @@ class Format(NamedTuple):
 
 def load_detector(source: Source, config: dict[str, Any], depth: int | None) -> Any:
     """A detector, whose room is imported here because it needs torchvision."""
-    return import_module("nestedseg.instances.pretrained").load(source, config, depth)
+    return import_module("nestedseg.instances.pretrained").load_detector(source, config, depth)
 
 
 FORMATS = (
-    Format(smp.recognises, smp.load),
+    Format(smp.recognises, smp.load_smp),
     Format(lambda config: "detector" in config, load_detector),
-    Format(lambda config: True, pretrained.load),
+    Format(lambda config: True, pretrained.load_model),
 )
 
 

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from nestedseg.base.errors import blamed, show
 from nestedseg.convert.smp_encoders import match, pair_encoder
-from nestedseg.convert.smp_graph import mirror
-from nestedseg.convert.smp_options import ARCHITECTURES, Theirs
+from nestedseg.convert.smp_graph import smp_to_config
+from nestedseg.convert.smp_options import ARCHITECTURES, SmpConfig
 from nestedseg.convert.weights import (
     State,
-    check_shapes,
+    check_source_shapes,
     check_state,
-    fill,
     leaves,
-    pair,
-    plan,
+    load_weights,
+    meta_model,
+    pair_tensors,
     read_state,
     refuse,
     refuse_leftovers,
@@ -71,7 +71,7 @@ def from_smp(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
     """
     if isinstance(source, nn.Module):
         state = check_state(source.state_dict(), "the model")
-        return convert(live_config(source, config), state, "the model", task)
+        return convert_smp(live_config(source, config), state, "the model", task)
     if isinstance(source, Mapping) or Path(source).is_file():
         if config is None:
             raise TypeError("a state dict does not say what it belongs to: also give config="
@@ -79,7 +79,7 @@ def from_smp(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
         if not isinstance(source, Mapping) and Path(source).suffix == ".safetensors":
             return from_files(config, Path(source), task)
         where = "the state dict" if isinstance(source, Mapping) else repr(str(source))
-        return convert(config, read_state(source), where, task)
+        return convert_smp(config, read_state(source), where, task)
     files = open_source(source, revision=revision, token=token, cache_dir=cache_dir,
                         local_files_only=local_files_only)
     if config is None:
@@ -97,7 +97,7 @@ def recognises(config: Any) -> bool:
                                                for key in ("_model_class", "encoder_name"))
 
 
-def load(source: Source, config: Mapping[str, Any], depth: int | None) -> SegmentationModel:
+def load_smp(source: Source, config: Mapping[str, Any], depth: int | None) -> SegmentationModel:
     """The model in a folder or repo that they wrote, pruned to a depth where one is given."""
     model = from_files(config, source.get(storage.WEIGHTS))
     return model if depth is None else model.prune(depth)
@@ -110,7 +110,7 @@ def from_files(config: Mapping[str, Any], weights: Path,
     Raises:
         ValueError: a layer or option that has no counterpart, or weights that do not fit.
     """
-    return convert(config, weights, repr(str(weights)), task)
+    return convert_smp(config, weights, repr(str(weights)), task)
 
 
 def check_config(data: dict[str, Any]) -> dict[str, Any]:
@@ -121,26 +121,27 @@ def check_config(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def convert(config: Mapping[str, Any], weights: State | Path, where: str,
-            task: str | None) -> SegmentationModel:
+def convert_smp(config: Mapping[str, Any], weights: State | Path, where: str,
+                task: str | None) -> SegmentationModel:
     """The model of a configuration and its tensors, or the file that holds them."""
-    theirs = Theirs.parse(config)
+    theirs = SmpConfig.parse(config)
     encoder = match(theirs.encoder_name)
-    ours, modules = mirror(theirs, encoder, task)
-    model = plan(ours)
+    ours, modules = smp_to_config(theirs, encoder, task)
+    model = meta_model(ours)
     needed = own_tensors(model)
     with blamed(where):
         shapes = (storage.read_shapes(weights) if isinstance(weights, Path) else
                   {name: tuple(tensor.shape) for name, tensor in weights.items()})
     names, unknown = pair_encoder(encoder, needed, shapes)
-    others, left = pair(modules, needed, shapes.keys() - set(names.values()))
+    others, left = pair_tensors(modules, needed, shapes.keys() - set(names.values()))
     left = {name for name in left if not name.startswith("encoder.")}  # they reach no feature
     refuse_leftovers(left | unknown, "segmentation_models.pytorch")
     names |= others
-    check_shapes(needed, names, shapes, where)  # before any is read: a stranger's may be huge
+    # before any is read: a stranger's may be huge
+    check_source_shapes(needed, names, shapes, where)
     state = (storage.read_tensors(weights, names.values()) if isinstance(weights, Path)
              else weights)
-    return fill(model, {own: state[name] for own, name in names.items()}, where)
+    return load_weights(model, {own: state[name] for own, name in names.items()}, where)
 
 
 def live_config(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, Any]:

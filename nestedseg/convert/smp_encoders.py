@@ -11,7 +11,7 @@ import timm
 import torch
 
 from nestedseg.base.errors import nearest, show
-from nestedseg.convert.smp_options import Theirs
+from nestedseg.convert.smp_options import SmpConfig
 from nestedseg.convert.weights import refuse
 from nestedseg.encoders import Description, Options, describe_encoder
 from nestedseg.encoders.timm_encoder import parse_name
@@ -132,7 +132,7 @@ def match(name: str) -> Match:
     return MATCHES[name]
 
 
-def describe(found: Match, theirs: Theirs) -> tuple[Options, Description]:
+def describe_match(found: Match, theirs: SmpConfig) -> tuple[Options, Description]:
     """The encoder here, and what it gives.
 
     Raises:

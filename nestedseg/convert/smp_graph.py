@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nestedseg.base.errors import choose
-from nestedseg.convert.smp_encoders import Match, describe
-from nestedseg.convert.smp_options import ACTIVATIONS, Theirs
+from nestedseg.convert.smp_encoders import Match, describe_match
+from nestedseg.convert.smp_options import ACTIVATIONS, SmpConfig
 from nestedseg.convert.weights import refuse
 from nestedseg.models.config import Config
 from nestedseg.models.sizes import padding
@@ -25,7 +25,7 @@ Blocks = dict[str, "str | None"]
 ATTENTION = {"cSE.1": "squeeze", "cSE.3": "excite", "sSE.0": "spatial"}
 
 
-def mirror(theirs: Theirs, found: Match, task: str | None) -> tuple[Config, Blocks]:
+def smp_to_config(theirs: SmpConfig, found: Match, task: str | None) -> tuple[Config, Blocks]:
     """The configuration of the same model here.
 
     And our module for each of theirs in the decoder and head; ``None`` for those that are built
@@ -34,7 +34,7 @@ def mirror(theirs: Theirs, found: Match, task: str | None) -> tuple[Config, Bloc
     Raises:
         ValueError: an encoder that does not fit, or a task that the activation does not serve.
     """
-    options, body = describe(found, theirs)
+    options, body = describe_match(found, theirs)
     row = body.levels[0].stride[0].bit_length() - 1
     depth, widths = theirs.encoder_depth, {}
     for index, level in enumerate(body.levels):
@@ -43,7 +43,7 @@ def mirror(theirs: Theirs, found: Match, task: str | None) -> tuple[Config, Bloc
     if depth not in widths:
         raise refuse("encoder", f"{theirs.encoder_name!r} has no feature at stride {2 ** depth}, "
                      f"which encoder_depth={depth} needs")
-    draw = unet if theirs.architecture == "Unet" else unet_plus_plus
+    draw = unet_nodes if theirs.architecture == "Unet" else unet_plus_plus
     entry = entry_block(theirs, found)
     nodes, names = draw(theirs, widths, f"x{depth}_{int(bool(entry))}")
     if entry:
@@ -54,13 +54,13 @@ def mirror(theirs: Theirs, found: Match, task: str | None) -> tuple[Config, Bloc
     multiple, smallest = padding(graph, body, channels, theirs.norm)
     config = Config(
         graph=graph, decoder_channels=channels, classes=theirs.classes,
-        task=choose_task(theirs, task), upsample=theirs.upsample, norm=theirs.norm, head_kernel=3,
+        task=smp_task(theirs, task), upsample=theirs.upsample, norm=theirs.norm, head_kernel=3,
         pad_multiple=multiple, pad_smallest=smallest, preprocessing=body.preprocessing,
         **vars(options) | {"image_size": body.fixed_size})
     return config, name_modules(theirs, found, names, head)
 
 
-def choose_task(theirs: Theirs, task: str | None) -> Task:
+def smp_task(theirs: SmpConfig, task: str | None) -> Task:
     """The task whose probabilities are the model's outputs, or the one that was asked for."""
     fits = ACTIVATIONS[theirs.activation]
     if task is None:
@@ -73,20 +73,20 @@ def choose_task(theirs: Theirs, task: str | None) -> Task:
     return chosen
 
 
-def entry_block(theirs: Theirs, found: Match) -> str | None:
+def entry_block(theirs: SmpConfig, found: Match) -> str | None:
     """The block that the encoder's deepest feature goes through before the decoder."""
     if has_centre(theirs) and theirs.architecture == "Unet":
         return "double_conv"
     return found.deepest[0] if found.deepest and theirs.encoder_depth == 5 else None
 
 
-def has_centre(theirs: Theirs) -> bool:
+def has_centre(theirs: SmpConfig) -> bool:
     """Whether there is a centre block, which a ``UnetPlusPlus`` builds and never calls."""
     return theirs.encoder_name.startswith("vgg")
 
 
-def unet(theirs: Theirs, widths: Mapping[int, int],
-         below: str) -> tuple[dict[str, Any], dict[str, str]]:
+def unet_nodes(theirs: SmpConfig, widths: Mapping[int, int],
+               below: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Nodes, deepest first, and the node of each of their blocks.
 
     Args:
@@ -104,7 +104,7 @@ def unet(theirs: Theirs, widths: Mapping[int, int],
     return nodes, names
 
 
-def unet_plus_plus(theirs: Theirs, widths: Mapping[int, int],
+def unet_plus_plus(theirs: SmpConfig, widths: Mapping[int, int],
                    below: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The same for the nested decoder, whose nodes are not the paper's.
 
@@ -133,7 +133,7 @@ def node(inputs: list[str], row: int, attention: bool, channels: int | None = No
     return value if len(value) > 1 else inputs
 
 
-def name_modules(theirs: Theirs, found: Match, names: Mapping[str, str], head: str) -> Blocks:
+def name_modules(theirs: SmpConfig, found: Match, names: Mapping[str, str], head: str) -> Blocks:
     """Our module for each of theirs that has tensors."""
     modules: Blocks = {"segmentation_head.0": f"decoder.head_{head}"}
     entry = f"decoder.x{theirs.encoder_depth}_1.block"

@@ -29,7 +29,7 @@ KEYS = ("_model_class", "encoder_name", "encoder_depth", "decoder_channels", "de
 
 
 @dataclass(frozen=True)
-class Theirs:
+class SmpConfig:
     """The arguments of ``smp.Unet`` or ``smp.UnetPlusPlus``, with their defaults.
 
     Args:
@@ -50,7 +50,7 @@ class Theirs:
     image_size: tuple[int, ...] | None
 
     @classmethod
-    def parse(cls, config: Mapping[str, Any]) -> Theirs:
+    def parse(cls, config: Mapping[str, Any]) -> SmpConfig:
         """The checked arguments.
 
         Raises:

@@ -15,7 +15,7 @@ from nestedseg.base.errors import blamed, show
 from nestedseg.decoder import meta
 from nestedseg.hub import storage
 from nestedseg.models.config import Config
-from nestedseg.models.factory import build
+from nestedseg.models.factory import build_model
 from nestedseg.models.model import SegmentationModel
 
 PICKLED = (".pth", ".pt", ".bin")
@@ -61,8 +61,8 @@ def check_state(state: Any, where: str) -> State:
     return dict(state)
 
 
-def pair(modules: Mapping[str, str | None], needed: Iterable[str],
-         given: Iterable[str]) -> tuple[dict[str, str], set[str]]:
+def pair_tensors(modules: Mapping[str, str | None], needed: Iterable[str],
+                 given: Iterable[str]) -> tuple[dict[str, str], set[str]]:
     """The name there of each tensor here, and those there that have no place here.
 
     Args:
@@ -79,21 +79,22 @@ def pair(modules: Mapping[str, str | None], needed: Iterable[str],
     return names, left
 
 
-def plan(config: Config) -> SegmentationModel:
+def meta_model(config: Config) -> SegmentationModel:
     """The model of a configuration on the meta device: it takes no memory yet."""
     with torch.device("meta"):
-        return build(config)
+        return build_model(config)
 
 
-def fill(model: SegmentationModel, state: Mapping[str, Tensor], where: str) -> SegmentationModel:
+def load_weights(model: SegmentationModel, state: Mapping[str, Tensor],
+                 where: str) -> SegmentationModel:
     """The planned model with these weights, in eval mode, in their dtype and on their device.
 
     Raises:
         ValueError: a tensor that is missing, or of another shape or kind.
     """
     needed = meta.own_tensors(model)
-    check_shapes(needed, {name: name for name in state},
-                 {name: tuple(tensor.shape) for name, tensor in state.items()}, where)
+    check_source_shapes(needed, {name: name for name in state},
+                        {name: tuple(tensor.shape) for name, tensor in state.items()}, where)
     for name, tensor in needed.items():
         if state[name].is_floating_point() != tensor.is_floating_point():
             raise ValueError(f"{where}: what becomes {name!r} is of {state[name].dtype}")
@@ -101,7 +102,7 @@ def fill(model: SegmentationModel, state: Mapping[str, Tensor], where: str) -> S
     dtypes = {tensor.dtype for tensor in floating}
     if len(dtypes) != 1:
         raise ValueError(f"{where} mixes {sorted(map(str, dtypes))}; expected one dtype")
-    meta.fill(model, {name: state[name].detach().clone() for name in needed})
+    meta.fill_weights(model, {name: state[name].detach().clone() for name in needed})
     return model.to(device=floating[0].device, dtype=dtypes.pop()).eval()
 
 
@@ -143,8 +144,8 @@ def untrained(kinds: Iterable[str], needed: Mapping[str, Tensor],
             for name, match in found.items() if match and match.groups() != ("conv", "weight")}
 
 
-def check_shapes(needed: Mapping[str, Tensor], names: Mapping[str, str],
-                 shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+def check_source_shapes(needed: Mapping[str, Tensor], names: Mapping[str, str],
+                        shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Refuses tensors unless each that is needed is there, with its shape.
 
     Args:

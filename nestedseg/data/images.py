@@ -13,7 +13,7 @@ from nestedseg.data.files import Pair
 SPACING = (1.0, 1.0)  # pixels are square, and their size is not known
 
 
-def read_pair(pair: Pair, spacing: Sequence[float] | None = None
+def read_image_pair(pair: Pair, spacing: Sequence[float] | None = None
               ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     """Image, label and spacing, as `nestedseg.data.volumes.read_pair` gives them.
 

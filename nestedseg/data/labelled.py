@@ -13,7 +13,7 @@ from nestedseg.data.files import Pair, spatial_axes
 from nestedseg.data.preprocessing import Moments, measure, to_float
 
 KEEP_BYTES = 2 * 2**30  # decoded images kept in memory; the rest are read again when needed
-READ = {2: images.read_pair, 3: volumes.read_pair}
+READ = {2: images.read_image_pair, 3: volumes.read_volume_pair}
 
 
 class LabelledImages:

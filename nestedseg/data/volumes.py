@@ -168,7 +168,7 @@ def _spacing(affine: np.ndarray) -> tuple[float, ...]:
 # -- image and label ------------------------------------------------------------------------------
 
 
-def read_pair(pair: Pair, spacing: Sequence[float] | None = None
+def read_volume_pair(pair: Pair, spacing: Sequence[float] | None = None
               ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     """An image ``(D, H, W)`` or ``(D, H, W, C)``, float32, its label ``(D, H, W)``, the spacing.
 
@@ -246,7 +246,7 @@ def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
     draft = path.with_name(f".{name}.{os.getpid()}{'.npy' if like.source is None else '.nii'}")
     packed = draft.with_suffix(".gz")
     try:
-        mask = _create(draft, like)
+        mask = _create_file(draft, like)
         affine = like.affine
         yield mask if affine is None else _canonical(mask, affine)
         mask.flush()
@@ -260,7 +260,7 @@ def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
         packed.unlink(missing_ok=True)
 
 
-def _create(path: Path, like: Volume) -> np.memmap:
+def _create_file(path: Path, like: Volume) -> np.memmap:
     """An empty mask on disk, in the axes of the file of ``like``."""
     if like.source is None:
         return np.lib.format.open_memmap(path, "w+", np.uint8, like.shape)

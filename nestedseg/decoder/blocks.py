@@ -108,7 +108,7 @@ class BatchNorm(Block):
 
     def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
         super().__init__()
-        check_unchanged("batch_norm", in_channels, out_channels)
+        check_same_width("batch_norm", in_channels, out_channels)
         self.norm = BATCH_NORM[style.dims](in_channels)
 
     @property
@@ -155,7 +155,7 @@ class Identity(Block):
 
     def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
         super().__init__()
-        check_unchanged("identity", in_channels, out_channels)
+        check_same_width("identity", in_channels, out_channels)
         self.same = nn.Identity()
 
     @property
@@ -163,7 +163,7 @@ class Identity(Block):
         return self.same
 
 
-def check_unchanged(block: str, in_channels: int, out_channels: int) -> None:
+def check_same_width(block: str, in_channels: int, out_channels: int) -> None:
     """Refuses other channels than those that a block takes, where it has no weights for that."""
     if in_channels != out_channels:
         raise ValueError(f"a node of the block {block!r} gives the {in_channels} channels that it "

@@ -13,7 +13,7 @@ from nestedseg.base.errors import nearest, show
 from nestedseg.decoder.blocks import BLOCKS
 from nestedseg.decoder.kernels import preferred_layout
 from nestedseg.decoder.layers import Level, Style, make_head
-from nestedseg.decoder.nodes import Node
+from nestedseg.decoder.nodes import NodeModule
 from nestedseg.topology.graph import Graph, GraphError, is_encoder, position
 
 
@@ -138,8 +138,8 @@ def build_decoder(graph: Graph, encoder_levels: Sequence[Level], classes: int | 
     modules: dict[str, nn.Module] = {}
     for node in graph.nodes.values():
         inputs = {name: shapes[name] for name in node.inputs}
-        modules[node.name] = Node(inputs, shapes[node.name], node.fuse, node.block or block, style,
-                                  node.up_channels)
+        modules[node.name] = NodeModule(inputs, shapes[node.name], node.fuse, node.block or block,
+                                        style, node.up_channels)
     for head in graph.heads:
         modules[head_name(head)] = (
             nn.Identity() if classes is None else

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from nestedseg.decoder.compiler import Decoder
 from nestedseg.decoder.lowering import Parts, join_fast
 from nestedseg.decoder.meta import meta_copy
-from nestedseg.decoder.nodes import Node
+from nestedseg.decoder.nodes import NodeModule
 
 Run = Callable[[nn.Module], Sequence[Tensor]]
 
@@ -52,7 +52,7 @@ class FusedNode(nn.Module):
     bias: Tensor | None
     border: Tensor | None
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: NodeModule) -> None:
         super().__init__()
         self.edges, self.block = node.edges, node.block
         edges, first = self.edges.items(), self.block.first

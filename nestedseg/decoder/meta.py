@@ -30,7 +30,7 @@ def meta_copy(model: Model) -> Model:
     return copy.deepcopy(model, memo)
 
 
-def fill(ghost: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def fill_weights(ghost: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Puts weights in the place of those on the meta device, in place; shared ones stay shared.
 
     Buffers that no state dict holds are computed, by what timm calls the same in all its models.

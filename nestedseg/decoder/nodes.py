@@ -14,7 +14,7 @@ from nestedseg.decoder.lowering import join, which
 from nestedseg.decoder.recomputation import Recomputable
 
 
-class Node(Recomputable):
+class NodeModule(Recomputable):
     """X^{i,j}: the inputs brought to one resolution, fused, then the block H."""
 
     edges: Any  # an nn.ModuleDict, of `Edge`s by the name of their input

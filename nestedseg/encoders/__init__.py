@@ -46,9 +46,9 @@ def describe_encoder(options: Options) -> Description:
 def describe_body(options: Options) -> Description:
     """The same without a stem."""
     if options.encoder == "plain":
-        return plain.describe(options)
+        return plain.describe_plain(options)
     timm_encoder.parse_name(options.encoder)
-    return timm_encoder.describe(options)
+    return timm_encoder.describe_timm(options)
 
 
 def with_stem(body: Description, stem: bool | int | tuple[int, ...]) -> Description:
@@ -73,7 +73,7 @@ def build_encoder(options: Options, style: Style, weights: str | Path | bool | N
     added = len(levels) - len(body.levels)
     encoder: Encoder
     if options.encoder != "plain":
-        encoder = timm_encoder.build(options, weights, body, max(1, count - added))
+        encoder = timm_encoder.build_timm_encoder(options, weights, body, max(1, count - added))
     elif weights:
         raise ValueError("the plain encoder has no pretrained weights; use encoder_weights=None, "
                          f"got {weights!r}")

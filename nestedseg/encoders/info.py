@@ -47,7 +47,7 @@ def encoder_info(name: str, dims: int = 2) -> EncoderInfo:
             that cannot be made volumetric.
     """
     timm_encoder.parse_name(name)
-    description = timm_encoder.describe(Options(name, dims=dims))
+    description = timm_encoder.describe_timm(Options(name, dims=dims))
     trial, _ = description.backbone
     strides, channels = zip(*((level.stride[-1], level.channels) for level in description.levels))
     return EncoderInfo(

@@ -15,7 +15,7 @@ from nestedseg.encoders.contract import Encoder
 from nestedseg.encoders.description import Description, Options
 
 
-def describe(options: Options) -> Description:
+def describe_plain(options: Options) -> Description:
     """Strides 1, 2, 4, ..., or the product of those asked for, with the widths asked for."""
     one, widths = (1,) * options.dims, options.encoder_channels or ()
     steps = options.strides or [(2,) * options.dims] * (len(widths) - 1)

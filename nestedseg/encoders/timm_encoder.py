@@ -112,7 +112,7 @@ def along_axes(stride: int, options: Options) -> tuple[int, ...]:
     return depth_stride(stride, options.depth_strides), stride, stride
 
 
-def describe(options: Options) -> Description:
+def describe_timm(options: Options) -> Description:
     """Levels, sizes and preprocessing, found by trying the model on the meta device.
 
     Raises:
@@ -143,7 +143,7 @@ def describe(options: Options) -> Description:
                          "have one stride, and the pyramid made from them is for images alone")
     levels = tuple(Level(tap.channels, along_axes(tap.stride, options)) for tap in taps)
     return Description(
-        levels, multiples_of(taps, trial, options), preprocessing_of(options, size), smallest,
+        levels, multiples_of(taps, trial, options), timm_preprocessing(options, size), smallest,
         pattern_of(features), size if trial.runs_at else None, backbone=(trial, taps))
 
 
@@ -157,8 +157,8 @@ def multiples_of(taps: tuple[Tap, ...], trial: Probe,
                  for deepest in accumulate(needed, max))
 
 
-def build(options: Options, weights: str | Path | bool | None, description: Description,
-          count: int) -> TimmEncoder:
+def build_timm_encoder(options: Options, weights: str | Path | bool | None,
+                       description: Description, count: int) -> TimmEncoder:
     """The encoder of a timm model with its ``count`` finest levels.
 
     The weights are loaded before it is cut, so a depth never changes which of them match.
@@ -220,7 +220,7 @@ def check_file(path: Path) -> Path:
                          f"{error}") from None
 
 
-def preprocessing_of(options: Options, size: tuple[int, ...] | None) -> dict[str, Any]:
+def timm_preprocessing(options: Options, size: tuple[int, ...] | None) -> dict[str, Any]:
     """What the weights of this name and tag were trained with."""
     cfg, channels = pretrained_cfg(options.encoder), options.in_channels
     mean, std = list(cfg.mean), list(cfg.std)

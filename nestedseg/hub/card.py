@@ -33,10 +33,11 @@ def front_matter(repo_id: str, tags: Sequence[str], pipeline: str, license: str 
                  dataset: str | None,
                  results: Sequence[huggingface_hub.EvalResult]) -> huggingface_hub.ModelCardData:
     """What the Hub reads of a model; what is not known is left out."""
-    optional: dict[str, Any] = {"license": license, "eval_results": list(results) or None,
-                "model_name": repo_id.partition("/")[2] if results else None,
-                "datasets": [dataset] if dataset and is_dataset_id(dataset) else None,
-                "metrics": sorted({r.metric_type for r in results}) or None}
+    optional: dict[str, Any] = {
+        "license": license, "eval_results": list(results) or None,
+        "model_name": repo_id.partition("/")[2] if results else None,
+        "datasets": [dataset] if dataset and is_dataset_id(dataset) else None,
+        "metrics": sorted({r.metric_type for r in results}) or None}
     return huggingface_hub.ModelCardData(
         library_name="nestedseg", pipeline_tag=pipeline, tags=["nestedseg", *tags],
         **{key: value for key, value in optional.items() if value is not None})

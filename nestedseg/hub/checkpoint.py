@@ -50,7 +50,7 @@ class Source(Protocol):
 
 def save(directory: Path, config: Mapping[str, Any], model: Saved) -> None:
     """Writes config, weights and, of several heads, the index, in place of an earlier model's."""
-    files = split(model)
+    files = split_by_depth(model)
     writers: dict[str, storage.Writer] = {file: _weights_writer(model, names)
                                           for file, names in files.items()}
     if len(files) > 1:
@@ -66,7 +66,7 @@ def _own_checksum(directory: Path, files: Mapping[str, list[str]]) -> dict[str, 
     return {CHECKSUM: storage.sha256(directory / storage.WEIGHTS)} if len(files) == 1 else {}
 
 
-def split(model: Saved) -> dict[str, list[str]]:
+def split_by_depth(model: Saved) -> dict[str, list[str]]:
     """The names of the tensors in each file, shallow -> deep.
 
     A tensor that the model has under several names is written under one, unless its pruned form
@@ -131,8 +131,8 @@ class Layout:
         return {name for name, place in self.places.items() if place == file}
 
 
-def read(source: Source, layout: Layout, expected: Mapping[str, Tensor],
-         known: Set[str] | None) -> dict[str, Tensor]:
+def read_weights(source: Source, layout: Layout, expected: Mapping[str, Tensor],
+                 known: Set[str] | None) -> dict[str, Tensor]:
     """The weights of a model, from the files that hold any of them; all of one dtype, finite.
 
     Nothing is read before the names and shapes in all those files are what they should be.

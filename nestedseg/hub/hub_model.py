@@ -65,6 +65,6 @@ class HubModel(Saved):
             HubError: the Hub refuses, or is out of reach (an `OSError`).
             ValueError: facts that cannot be, or a public repo where a private one was asked for.
         """
-        return publish.push(self, repo_id, private, token, revision, commit_message,
-                            metrics=metrics, dataset=dataset, license=license, training=training,
-                            pictures=pictures)
+        return publish.push_model(
+            self, repo_id, private, token, revision, commit_message, metrics=metrics,
+            dataset=dataset, license=license, training=training, pictures=pictures)

@@ -25,9 +25,9 @@ STALE = (storage.WEIGHTS, "model-?????-of-?????.safetensors", storage.INDEX, "py
          "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json")
 
 
-def push(model: Saved, repo_id: str, private: bool | None = None,
-         token: str | bool | None = None, revision: str | None = None,
-         commit_message: str | None = None, **facts: Any) -> huggingface_hub.CommitInfo:
+def push_model(model: Saved, repo_id: str, private: bool | None = None,
+               token: str | bool | None = None, revision: str | None = None,
+               commit_message: str | None = None, **facts: Any) -> huggingface_hub.CommitInfo:
     """See `SegmentationModel.push_to_hub`; ``facts`` are those of `write_repo`."""
     with TemporaryDirectory() as name:
         folder = Path(name, "repo")
@@ -77,7 +77,7 @@ def write_repo(model: Saved, folder: Path, repo_id: str,
                dataset: str | None = None, license: str | None = None,
                training: Mapping[str, Any] | None = None,
                pictures: Mapping[str, Path] | None = None) -> None:
-    """Writes what `push` sends; a card in the folder that is somebody's own stays.
+    """Writes what `push_model` sends; a card in the folder that is somebody's own stays.
 
     Raises:
         ValueError: scores of a depth without a head, or facts that cannot be kept.
@@ -88,7 +88,7 @@ def write_repo(model: Saved, folder: Path, repo_id: str,
         raise ValueError(f"license must be a name like 'mit', got {show(license)}")
     pictures = pictures or {}
     config = model.config
-    config["training"] = describe(model, config["training"], metrics, dataset, training)
+    config["training"] = training_facts(model, config["training"], metrics, dataset, training)
     names = {text: Path(path).name for text, path in pictures.items()}
     card = model._make_card(repo_id, config, license, names)
     checkpoint.save(folder, config, model)
@@ -99,9 +99,9 @@ def write_repo(model: Saved, folder: Path, repo_id: str,
         card.save(path)
 
 
-def describe(model: Saved, before: Mapping[str, Any] | None,
-             metrics: Mapping[Any, Any] | None, dataset: str | None,
-             training: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def training_facts(model: Saved, before: Mapping[str, Any] | None,
+                   metrics: Mapping[Any, Any] | None, dataset: str | None,
+                   training: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What the config says of the training: what it said before, and what is said now."""
     now = dict(training or {})
     if dataset is not None:

@@ -44,9 +44,10 @@ class Described(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
-def make_card(model: Described, repo_id: str, config: Mapping[str, Any], license: str | None,
-              pictures: Mapping[str, str]) -> huggingface_hub.ModelCard:
-    """The card of a detector; the arguments are those of `nestedseg.models.card.make_card`."""
+def make_detector_card(model: Described, repo_id: str, config: Mapping[str, Any],
+                       license: str | None,
+                       pictures: Mapping[str, str]) -> huggingface_hub.ModelCard:
+    """The card of a detector; the arguments are those of `Saved._make_card`."""
     training = config["training"] or {}
     scores, dataset = training.get("metrics", {}), training.get("dataset")
     _, pipeline = KINDS[config["detector"]]
@@ -54,12 +55,13 @@ def make_card(model: Described, repo_id: str, config: Mapping[str, Any], license
                for name, value in scores.items()] if dataset else []
     tags = [config["detector"], slug(model.graph.name), config["pyramid"]["encoder"]["encoder"]]
     data = front_matter(repo_id, tags, pipeline, license, dataset, results)
-    sections = [introduction(model, config), usage(repo_id, config), score_list(scores),
-                draw_topology(model.graph), list_facts(facts_of(model, config, license))]
+    sections = [introduce_detector(model, config), detector_usage(repo_id, config),
+                score_list(scores), draw_topology(model.graph),
+                list_facts(detector_facts(model, config, license))]
     return assemble(repo_id, data, list(filter(None, sections)), pictures)
 
 
-def introduction(model: Described, config: Mapping[str, Any]) -> str:
+def introduce_detector(model: Described, config: Mapping[str, Any]) -> str:
     """What the model is, in a paragraph."""
     encoder, (kind, _) = config["pyramid"]["encoder"], KINDS[config["detector"]]
     return (f"A detector: torchvision's {kind} over a feature pyramid, the topology "
@@ -69,7 +71,7 @@ def introduction(model: Described, config: Mapping[str, Any]) -> str:
             f"{count_of(encoder['in_channels'], 'channel')}.")
 
 
-def usage(repo_id: str, config: Mapping[str, Any]) -> str:
+def detector_usage(repo_id: str, config: Mapping[str, Any]) -> str:
     """Lines to copy."""
     masks = config["detector"] == "mask_rcnn"
     imports = "\nfrom nestedseg.instances.prediction import predict_instances" if masks else ""
@@ -97,7 +99,8 @@ def score_list(scores: Mapping[str, float]) -> str:
     return "## Scores\n\n" + "\n".join(lines) if lines else ""
 
 
-def facts_of(model: Described, config: Mapping[str, Any], license: str | None) -> dict[str, Any]:
+def detector_facts(model: Described, config: Mapping[str, Any],
+                   license: str | None) -> dict[str, Any]:
     """Encoder, pyramid, anchors, sizes, training and licence."""
     pyramid, transform = config["pyramid"], model.transform
     return {
@@ -108,13 +111,13 @@ def facts_of(model: Described, config: Mapping[str, Any], license: str | None) -
         "Preprocessing": "scaled to [0, 1] (`nestedseg.preprocess` does it); inside, minus "
                          f"{numbers(transform.image_mean)}, divided by "
                          f"{numbers(transform.image_std)}",
-        "Sizes": sizes_of(model.transform) if config["resize"] else "any, as they are",
+        "Sizes": resizing_text(model.transform) if config["resize"] else "any, as they are",
         "Parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         **training_of(config), "Licence": license or "none is stated",
     }
 
 
-def sizes_of(transform: Any) -> str:
+def resizing_text(transform: Any) -> str:
     """What torchvision resizes images to."""
     if transform.fixed_size:
         return "resized to {} x {} pixels".format(*transform.fixed_size)

@@ -117,14 +117,14 @@ def _create(detector: str, topology: str | Path | Mapping[str, Any] | Graph, enc
             classes: int, anchor_scale: float, resize: bool, options: dict[str, Any]) -> Any:
     known = inspect.signature(pyramid).parameters
     arguments = {name: value for name, value in options.items() if name not in known}
-    check_arguments(detector, arguments)  # before the encoder's weights are fetched
+    check_numbers(detector, arguments)  # before the encoder's weights are fetched
     backbone = pyramid(topology, encoder,
                        **{name: options[name] for name in options if name in known})
     config = DetectorConfig(detector, classes, backbone.config, anchor_scale, arguments, resize)
     return DETECTORS[detector](config, backbone)
 
 
-def build(config: DetectorConfig) -> Detector:
+def build_detector(config: DetectorConfig) -> Detector:
     """The detector of a configuration, with random weights."""
     return DETECTORS[config.detector](config, FeaturePyramid(config.pyramid))
 
@@ -190,7 +190,7 @@ class Detector(HubModel):
 
     def _make_card(self, repo_id: str, config: Mapping[str, Any], license: str | None,
                    pictures: Mapping[str, str]) -> huggingface_hub.ModelCard:
-        return card.make_card(self, repo_id, config, license, pictures)
+        return card.make_detector_card(self, repo_id, config, license, pictures)
 
 
 class FasterRCNN(Detector, detection.FasterRCNN):
@@ -271,7 +271,7 @@ class DetectorConfig:
     training: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        check_arguments(self.detector, self.arguments)
+        check_numbers(self.detector, self.arguments)
         whole("classes", self.classes, 1, MAX_CHANNELS)
         if not _is_number(self.anchor_scale) or not 0 < self.anchor_scale <= MAX_SCALE:
             raise ValueError(f"anchor_scale must be above 0, and at most {MAX_SCALE:g}, "
@@ -300,7 +300,7 @@ class DetectorConfig:
         return cls(**data | {"pyramid": PyramidConfig.from_dict(data["pyramid"])})
 
 
-def check_arguments(detector: str, arguments: Any) -> None:
+def check_numbers(detector: str, arguments: Any) -> None:
     """Refuses arguments that torchvision's class does not take, or that are no numbers."""
     kind = DETECTORS[choose("detector", detector, DETECTORS)]
     if not isinstance(arguments, Mapping):

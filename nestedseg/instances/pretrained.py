@@ -5,18 +5,20 @@ from __future__ import annotations
 import torch
 
 from nestedseg.base.errors import blamed
-from nestedseg.decoder.meta import fill, own_tensors
+from nestedseg.decoder.meta import fill_weights, own_tensors
 from nestedseg.hub import checkpoint, storage
-from nestedseg.instances.detectors import Detector, DetectorConfig, build
+from nestedseg.instances.detectors import Detector, DetectorConfig, build_detector
 
 
-def load(source: checkpoint.Source, data: dict[str, object], depth: int | None) -> Detector:
+def load_detector(source: checkpoint.Source, data: dict[str, object],
+                  depth: int | None) -> Detector:
     """The detector of a config that `checkpoint.save` wrote, and of the weights beside it."""
     if depth is not None:
         raise ValueError(f"{source.name!r} holds a detector, which has no depths; got {depth}")
     checksum = data.pop(checkpoint.CHECKSUM, None)
     with blamed(source.where(storage.CONFIG)), torch.device("meta"):
-        model = build(DetectorConfig.from_dict(data))
+        model = build_detector(DetectorConfig.from_dict(data))
     layout = checkpoint.find_layout(source, False, checksum)
-    fill(model, checkpoint.read(source, layout, own_tensors(model), model.state_dict().keys()))
+    fill_weights(model, checkpoint.read_weights(source, layout, own_tensors(model),
+                                                model.state_dict().keys()))
     return model

@@ -29,7 +29,7 @@ from nestedseg.encoders import Description, Options, build_encoder, describe_enc
 from nestedseg.models.config import check_choice, named_graph
 from nestedseg.models.sizes import crop, pad, padding
 from nestedseg.topology.graph import MAX_CHANNELS, Graph, GraphError, position
-from nestedseg.topology.rules import pyramid_topology, read
+from nestedseg.topology.rules import pyramid_topology, read_graph
 
 MAX_STRIDE = 2 ** 16
 COARSER = {None: (), "pool": ("pool",), "p6p7": ("p6", "p7")}  # names of the levels they add
@@ -308,7 +308,7 @@ def pyramid(
     if isinstance(topology, str) and not topology.endswith(".json"):
         graph = pyramid_topology(topology, len(strides) - 1)
     else:
-        graph = read(topology)
+        graph = read_graph(topology)
     frozen = bool(encoder_weights) if frozen_batch_norm is None else frozen_batch_norm
     config = PyramidConfig(graph, options, out_channels, strides, coarser, frozen, upsample, norm,
                            activation, execution)

@@ -29,8 +29,8 @@ TYPES = {"iou": "mean_iou"}  # as the Hub calls them
 Scores = Mapping[int, Mapping[str, float]]
 
 
-def make_card(model: Network, repo_id: str, config: Mapping[str, Any], license: str | None,
-              pictures: Mapping[str, str]) -> huggingface_hub.ModelCard:
+def make_model_card(model: Network, repo_id: str, config: Mapping[str, Any], license: str | None,
+                    pictures: Mapping[str, str]) -> huggingface_hub.ModelCard:
     """The card: front matter that the Hub reads, and text that people read.
 
     Args:
@@ -41,9 +41,10 @@ def make_card(model: Network, repo_id: str, config: Mapping[str, Any], license: 
     """
     scores = scores_of(model.depths, config)
     data = card_data(repo_id, config, license, scores)
-    sections = [introduction(config, len(model.depths)), usage(repo_id, config, model.depths),
-                "## Depths", depth_table(summarise(model, None), scores),
-                draw_topology(model.graph), list_facts(facts_of(config, license))]
+    sections = [introduce_model(config, len(model.depths)),
+                model_usage(repo_id, config, model.depths),
+                "## Depths", depth_section(summarise(model, None), scores),
+                draw_topology(model.graph), list_facts(model_facts(config, license))]
     return assemble(repo_id, data, sections, pictures)
 
 
@@ -64,7 +65,7 @@ def card_data(repo_id: str, config: Mapping[str, Any], license: str | None,
     return front_matter(repo_id, tags, "image-segmentation", license, dataset, results)
 
 
-def introduction(config: Mapping[str, Any], depths: int) -> str:
+def introduce_model(config: Mapping[str, Any], depths: int) -> str:
     """What the model is, in a paragraph."""
     kind = "volumes" if config["dims"] == 3 else "images"
     nested = " It has a head at each of several depths: any of them can be loaded alone, without " \
@@ -76,7 +77,7 @@ def introduction(config: Mapping[str, Any], depths: int) -> str:
             f"{count_of(config['classes'], 'class')}.{nested}")
 
 
-def usage(repo_id: str, config: Mapping[str, Any], depths: Sequence[int]) -> str:
+def model_usage(repo_id: str, config: Mapping[str, Any], depths: Sequence[int]) -> str:
     """Lines to copy."""
     shallow = f'\nsmall = nestedseg.from_pretrained("{repo_id}", depth={depths[0]})' \
         if len(depths) > 1 else ""
@@ -98,7 +99,7 @@ probabilities = model.predict(nestedseg.preprocess(image, model))
 On the command line: `nestedseg predict {repo_id} images --out masks`."""
 
 
-def depth_table(summary: Summary, scores: Scores) -> str:
+def depth_section(summary: Summary, scores: Scores) -> str:
     """Depth | parameters | MACs | a column for each metric."""
     metrics = sorted({metric for found in scores.values() for metric in found})
     size = "x".join(map(str, summary.size))
@@ -111,11 +112,11 @@ def depth_table(summary: Summary, scores: Scores) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def facts_of(config: Mapping[str, Any], license: str | None) -> dict[str, Any]:
+def model_facts(config: Mapping[str, Any], license: str | None) -> dict[str, Any]:
     """Encoder, preprocessing, classes, training and licence."""
     return {
         "Encoder": encoder_of(config["encoder"]),
-        "Preprocessing": preprocessing_of(config["preprocessing"]),
+        "Preprocessing": preprocessing_text(config["preprocessing"]),
         "Sizes": f"{config['image_size']} pixels alone" if config["image_size"] else
                  f"any; padded inside to multiples of {config['pad_multiple'][0]} pixels",
         "Classes": ", ".join(map(escape, config["class_names"] or ())),
@@ -123,7 +124,7 @@ def facts_of(config: Mapping[str, Any], license: str | None) -> dict[str, Any]:
     }
 
 
-def preprocessing_of(values: Mapping[str, Any]) -> str:
+def preprocessing_text(values: Mapping[str, Any]) -> str:
     """What is done to an image before the model sees it."""
     low, high = values["input_range"]
     own = "each image minus its own mean, divided by its own standard deviation; then " \

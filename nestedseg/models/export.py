@@ -39,8 +39,8 @@ def write(model: Network, path: Path, format: str, depth: int | None, ensemble: 
     axes = choose_axes(model, dynamic)
     fused = choose_output(model, depth, ensemble).cpu().fuse(torch.float32)
     check_weights(fused, format, half)
-    program = trace(Deployed(fused.half() if half else fused, probabilities), axes)
-    facts = describe(fused, probabilities)
+    program = trace_program(Deployed(fused.half() if half else fused, probabilities), axes)
+    facts = file_metadata(fused, probabilities)
     path.parent.mkdir(parents=True, exist_ok=True)
     with drafted(path) as draft:
         if format == "onnx":
@@ -136,7 +136,7 @@ class Deployed(nn.Module):
         return run(image.to(self.dtype)).float()
 
 
-def trace(deployed: Deployed, axes: Mapping[str, int]) -> ExportedProgram:
+def trace_program(deployed: Deployed, axes: Mapping[str, int]) -> ExportedProgram:
     """The program of torch.export, for any length of these axes.
 
     Raises:
@@ -189,7 +189,7 @@ def example(model: Network, axes: Mapping[str, int], cells: int) -> Tensor:
 # -- writing ---------------------------------------------------------------------------------------
 
 
-def describe(model: Network, probabilities: bool) -> dict[str, str]:
+def file_metadata(model: Network, probabilities: bool) -> dict[str, str]:
     """What the file says of itself: texts, and JSON for what is none."""
     config = model.config
     facts = {key: config[key] for key in ("topology", "encoder", "task", "class_names",

@@ -134,10 +134,11 @@ def create(
         pad_multiple=multiple, pad_smallest=smallest,
         preprocessing=body.preprocessing,
         **vars(options) | {"image_size": body.fixed_size, "class_names": class_names})
-    return build(config, encoder_weights)
+    return build_model(config, encoder_weights)
 
 
-def build(config: Config, encoder_weights: str | Path | bool | None = None) -> SegmentationModel:
+def build_model(config: Config,
+                encoder_weights: str | Path | bool | None = None) -> SegmentationModel:
     """The model of a configuration, with random weights but for the encoder's.
 
     Raises:

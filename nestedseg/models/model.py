@@ -85,5 +85,5 @@ class SegmentationModel(Network, HubModel):
         export.write(self, Path(path), format, depth, ensemble, dynamic, probabilities, half)
 
     def _make_card(self, repo_id: str, config: Mapping[str, Any], license: str | None,
-                  pictures: Mapping[str, str]) -> huggingface_hub.ModelCard:
-        return card.make_card(self, repo_id, config, license, pictures)
+                   pictures: Mapping[str, str]) -> huggingface_hub.ModelCard:
+        return card.make_model_card(self, repo_id, config, license, pictures)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 
 from nestedseg.base.errors import blamed
-from nestedseg.decoder.meta import fill, own_tensors
+from nestedseg.decoder.meta import fill_weights, own_tensors
 from nestedseg.hub import checkpoint, storage
 from nestedseg.models.config import Config
-from nestedseg.models.factory import build
+from nestedseg.models.factory import build_model
 from nestedseg.models.model import SegmentationModel
 
 
-def load(source: checkpoint.Source, data: dict[str, object],
-         depth: int | None) -> SegmentationModel:
+def load_model(source: checkpoint.Source, data: dict[str, object],
+               depth: int | None) -> SegmentationModel:
     """The model of a config that `checkpoint.save` wrote, and of the weights beside it."""
     checksum = data.pop(checkpoint.CHECKSUM, None)
     with blamed(source.where(storage.CONFIG)):
@@ -23,7 +23,7 @@ def load(source: checkpoint.Source, data: dict[str, object],
     with blamed(source.where(layout.file)):
         checkpoint.check_nodes(config.graph, layout)
     with blamed(source.where(storage.CONFIG)), torch.device("meta"):
-        model = build(config)  # takes no memory yet: a stranger's config may ask for any size
+        model = build_model(config)  # takes no memory yet: a stranger's config may ask for any size
     known = model.state_dict().keys() if config == whole else None
-    fill(model, checkpoint.read(source, layout, own_tensors(model), known))
+    fill_weights(model, checkpoint.read_weights(source, layout, own_tensors(model), known))
     return model

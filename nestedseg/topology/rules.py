@@ -108,12 +108,12 @@ def resolve(spec: str | Path | Mapping[str, Any] | Graph, depth: int | None, def
     if isinstance(spec, str) and not spec.endswith(".json"):
         graph = topology(spec, default_depth if depth is None else depth)
         return with_supervision(graph, deep_supervision)
-    graph = read(spec)
+    graph = read_graph(spec)
     graph = graph if depth is None else graph.prune(depth)
     return graph if deep_supervision is None else with_supervision(graph, deep_supervision)
 
 
-def read(spec: str | Path | Mapping[str, Any] | Graph) -> Graph:
+def read_graph(spec: str | Path | Mapping[str, Any] | Graph) -> Graph:
     """The graph that a user wrote: a Graph, its dict, or the path of a .json file."""
     if isinstance(spec, Graph):
         return spec

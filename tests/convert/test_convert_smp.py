@@ -317,13 +317,13 @@ BASE = {"_model_class": "Unet", "encoder_name": "tu-test_resnet"}
     ({"pretrained_cfg": {"file": "x"}}, "unknown argument 'pretrained_cfg'"),
 ], ids=str)
 def test_what_has_no_counterpart_is_refused_before_anything_is_built(config, message, monkeypatch):
-    monkeypatch.setattr("nestedseg.convert.smp.fill", None)
+    monkeypatch.setattr("nestedseg.convert.smp.load_weights", None)
     with pytest.raises((ValueError, TypeError), match=message):
         from_smp({"x": torch.zeros(1)}, config=BASE | config)
 
 
 def test_a_huge_model_is_refused_before_it_is_built(saved, monkeypatch):
-    monkeypatch.setattr("nestedseg.convert.smp.fill", None)
+    monkeypatch.setattr("nestedseg.convert.smp.load_weights", None)
     config = json.loads((saved[0] / "config.json").read_text())
     with pytest.raises(ValueError, match=r"has shape \(64, .*its configuration says \(65536, "):
         from_smp(saved[0], config=config | {"decoder_channels": [65536] * 3})

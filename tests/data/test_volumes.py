@@ -19,7 +19,7 @@ from nestedseg.cli import main
 from nestedseg.data import LabelledImages, Pair, Patches, find_pairs, list_images, new_mask
 from nestedseg.data.files import spatial_axes, split_name
 from nestedseg.data.preprocessing import measure, preprocess
-from nestedseg.data.volumes import open_volume, read_pair, resize, resize_label
+from nestedseg.data.volumes import open_volume, read_volume_pair, resize, resize_label
 from nestedseg.evaluation.cases import score_case
 from nestedseg.evaluation.visualise_volumes import Case, draw_slices, fullest
 from nestedseg.prediction.predict import predict_image, predict_volume
@@ -316,9 +316,9 @@ def test_resampling_keeps_the_extent_and_a_ramp(tmp_path):
     image, label = ball((6, 8, 10), 0)
     pair = Pair(write(tmp_path / "a.nii", image, SAGITTAL), write(tmp_path / "b.nii", label,
                                                                  SAGITTAL))
-    resampled, classes, spacing = read_pair(pair, (1.5, 1, 1))
+    resampled, classes, spacing = read_volume_pair(pair, (1.5, 1, 1))
     assert resampled.shape == classes.shape == (16, 12, 10) and spacing == (1.5, 1, 1)
-    np.testing.assert_array_equal(resize_label(classes, (8, 6, 10)), read_pair(pair)[1])
+    np.testing.assert_array_equal(resize_label(classes, (8, 6, 10)), read_volume_pair(pair)[1])
     assert classes.sum() == 4 * label.sum()
     ramp = np.broadcast_to(np.arange(8.0, dtype=np.float32)[:, None, None], (8, 6, 10)).copy()
     finer = resize(ramp, (16, 12, 10))

@@ -21,7 +21,7 @@ import timm
 import torch
 
 import nestedseg
-from nestedseg.decoder.meta import fill
+from nestedseg.decoder.meta import fill_weights
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -344,9 +344,9 @@ def test_a_buffer_that_nobody_can_compute_is_refused():
         ghost = torch.nn.Linear(2, 1)
         ghost.register_buffer("scale", torch.ones(1), persistent=False)
     with pytest.raises(ValueError, match="the buffer 'scale' of a Linear"):
-        fill(ghost, {"weight": torch.ones(1, 2), "bias": torch.ones(1)})
+        fill_weights(ghost, {"weight": torch.ones(1, 2), "bias": torch.ones(1)})
     ghost.init_non_persistent_buffers = lambda: ghost.scale.fill_(3)
-    fill(ghost, {"weight": torch.ones(1, 2), "bias": torch.ones(1)})
+    fill_weights(ghost, {"weight": torch.ones(1, 2), "bias": torch.ones(1)})
     assert ghost(torch.ones(1, 2)).item() == 3 and ghost.scale.item() == 3
 
 

@@ -8,7 +8,13 @@ import torch
 from torchvision.models import detection as torchvision_detection
 
 import nestedseg
-from nestedseg.instances.detectors import DetectorConfig, build, faster_rcnn, mask_rcnn, retinanet
+from nestedseg.instances.detectors import (
+    DetectorConfig,
+    build_detector,
+    faster_rcnn,
+    mask_rcnn,
+    retinanet,
+)
 
 MAKERS = {"mask_rcnn": mask_rcnn, "faster_rcnn": faster_rcnn, "retinanet": retinanet}
 SMALL = {"out_channels": 8, "min_size": 64, "max_size": 96}
@@ -198,7 +204,7 @@ def test_a_graph_of_ones_own_is_saved_too(tmp_path):
 
 def test_a_plan_takes_no_memory_but_for_its_anchors():
     with torch.device("meta"):
-        plan = build(DetectorConfig.from_dict(small("mask_rcnn").config))
+        plan = build_detector(DetectorConfig.from_dict(small("mask_rcnn").config))
     assert all(parameter.is_meta for parameter in plan.parameters())
     assert not any(anchors.is_meta for anchors in plan.rpn.anchor_generator.cell_anchors)
 

@@ -9,7 +9,7 @@ from nestedseg import Graph, GraphError
 from nestedseg.topology import rules
 from nestedseg.topology.rules import (
     list_topologies,
-    read,
+    read_graph,
     register_topology,
     resolve,
     topology,
@@ -306,9 +306,9 @@ def test_a_graph_its_dict_and_its_file_are_read_alike(tmp_path, data):
     path.write_text(json.dumps(data))
     graph = Graph.from_dict(data)
     for spec in (graph, data, path, str(path)):
-        assert read(spec) == graph
+        assert read_graph(spec) == graph
         assert resolve(spec, None, 4, None) == graph  # with the heads that it says
-    assert read(path).name == "own"
+    assert read_graph(path).name == "own"
 
 
 def test_a_depth_prunes_what_is_given_and_chooses_what_is_named():
@@ -336,7 +336,7 @@ def test_supervision_is_yes_or_no_or_left_open(value):
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
-        read(tmp_path / "none.json")
+        read_graph(tmp_path / "none.json")
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         resolve("none.json", None, 4, None)
 
@@ -344,4 +344,4 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 @pytest.mark.parametrize("spec", [None, 5, ["x0_1"], b"unet"], ids=repr)
 def test_what_is_no_topology_is_refused(spec):
     with pytest.raises(TypeError, match=r"a topology is a name.*got"):
-        read(spec)
+        read_graph(spec)
