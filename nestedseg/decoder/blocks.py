@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestedseg.decoder.layers import BATCH_NORM, CONV, Style, init_he
 from nestedseg.decoder.recomputation import Recomputable, remade
+from nestedseg.decoder.stateless import stateless
+from nestedseg.decoder.untouched import alteration
 
 
 class Block(Recomputable):
     """``finish(first(x))``, of which a block says what is not so plain."""
 
     @property
-    def first(self) -> nn.Module:
+    def first(self) -> Any:
         """The first layer."""
         raise NotImplementedError
 
@@ -30,6 +33,15 @@ class Block(Recomputable):
 
     def compute(self, x: Tensor) -> Tensor:
         return self.finish(self.first(x))
+
+
+def alteration_of_block(block: nn.Module) -> str | None:
+    """What has been done to a block so that it is no longer ``finish(first(x))``, if anything."""
+    kind: Any = type(block)
+    if not isinstance(block, Block) or kind.forward is not Recomputable.forward \
+            or kind.compute is not Block.compute or "compute" in block.__dict__:
+        return f"it is a {kind.__name__} with a forward of its own"
+    return alteration(block, (kind,))
 
 
 class DoubleConv(Block):
@@ -48,13 +60,13 @@ class DoubleConv(Block):
         self.apply(init_he)
 
     @property
-    def first(self) -> nn.Module:
+    def first(self) -> Any:
         return self.conv1
 
     def finish(self, x: Tensor) -> Tensor:
         """All that follows the first convolution."""
         x = remade(lambda x: self.act1(self.norm1(x)), lambda x: self.conv2(self.dropout(x)), x,
-                   module=self.norm1)
+                   again=stateless(self.norm1, self.act1))
         return self.dropout(self.act2(self.norm2(x)))
 
 
@@ -99,7 +111,7 @@ class SCSEBoth(SCSEOut):
         self.entry = SCSE(in_channels, style.dims)
 
     @property
-    def first(self) -> nn.Module:
+    def first(self) -> Any:
         return nn.Sequential(self.entry, self.conv1)
 
 
@@ -112,7 +124,7 @@ class BatchNorm(Block):
         self.norm = BATCH_NORM[style.dims](in_channels)
 
     @property
-    def first(self) -> nn.Module:
+    def first(self) -> Any:
         return self.norm
 
 
@@ -129,7 +141,7 @@ class SingleConv(Block):
         self.apply(init_he)
 
     @property
-    def first(self) -> nn.Module:
+    def first(self) -> Any:
         return self.conv
 
     def finish(self, x: Tensor) -> Tensor:
@@ -146,7 +158,7 @@ class PlainConv(Block):
         nn.init.zeros_(self.conv.bias)
 
     @property
-    def first(self) -> nn.Module:
+    def first(self) -> Any:
         return self.conv
 
 
@@ -159,7 +171,7 @@ class Identity(Block):
         self.same = nn.Identity()
 
     @property
-    def first(self) -> nn.Module:
+    def first(self) -> Any:
         return self.same
 
 

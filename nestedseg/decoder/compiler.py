@@ -55,7 +55,7 @@ class Decoder(nn.Module):
     @property
     def executions(self) -> dict[str, str]:
         """How each node is computed now; see `nestedseg.execution`."""
-        return {name: self.node(name).runs for name in self.graph.nodes}
+        return {name: self.node(name).runs() for name in self.graph.nodes}
 
     def node(self, name: str) -> Any:
         """The module of a node: a `Node`, or the form that `fuse` puts in its place."""
@@ -84,8 +84,13 @@ class Decoder(nn.Module):
         return Decoder(graph, modules, {name: self.strides[name] for name in graph.nodes})
 
     def __getstate__(self) -> dict[str, object]:
-        # Generated functions cannot be pickled; a copy compiles its own.
-        return self.__dict__ | {"_programs": {}}
+        # Generated functions cannot be pickled; a copy compiles its own, of the same depths.
+        return self.__dict__ | {"_programs": [*self._programs]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"_programs": {}})
+        for depths in state["_programs"]:
+            self.program(depths)
 
 
 def head_name(node: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +16,9 @@ from nestedseg.decoder.layers import (
     init_he,
     max_pool,
 )
+from nestedseg.decoder.untouched import alteration
+
+TRANSPOSED = tuple(CONV_TRANSPOSE.values())
 
 
 class Edge(nn.Module):
@@ -47,20 +52,15 @@ class Edge(nn.Module):
     @property
     def composes(self) -> bool:
         """Whether it is nearest up-sampling and nothing else."""
-        return self.rises and self.mode == "nearest" and not hasattr(self, "project")
+        return self.rises and self.mode == "nearest" and "project" not in self._modules
 
     @property
     def transposes(self) -> bool:
         """Whether it is a transposed convolution."""
-        return hasattr(self, "up")
-
-    def drop_weights(self) -> None:
-        """Removes what a composed kernel does in its place."""
-        if self.transposes:
-            del self.up
+        return "up" in self._modules
 
     def forward(self, x: Tensor) -> Tensor:
-        if hasattr(self, "project"):  # before up-sampling, with which it commutes: fewer pixels
+        if "project" in self._modules:  # before up-sampling, with which it commutes: fewer pixels
             x = self.project(x)
         if self.transposes:
             return self.up(x)
@@ -73,3 +73,22 @@ class Edge(nn.Module):
         if self.rises:
             return f"up {'x'.join(map(str, self.up_by))}, {self.mode}"
         return f"down {'x'.join(map(str, self.down_by))}, max" if self.falls else "skip"
+
+
+def alteration_of_edge(edge: nn.Module) -> str | None:
+    """What has been done to an edge since it was made; see `nestedseg.decoder.untouched`."""
+    changed = alteration(edge, (Edge,))
+    if changed is None and "up" in edge._modules:
+        up: Any = edge._modules["up"]
+        changed = alteration(up, TRANSPOSED)
+        if changed is None and not is_plain_up(up, edge):
+            changed = f"it is {up}"
+        return changed and f"up: {changed}"
+    return changed
+
+
+def is_plain_up(up: Any, edge: Any) -> bool:
+    """Whether it is the transposed convolution of an edge: its kernels lie side by side."""
+    return (up.kernel_size == up.stride == edge.up_by and up.out_channels == edge.out_channels
+            and up.groups == 1 and not any((*up.padding, *up.output_padding))
+            and {*up.dilation} == {1})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from nestedseg.decoder.compiler import Decoder
 from nestedseg.decoder.lowering import Parts, join_fast
 from nestedseg.decoder.meta import meta_copy
 from nestedseg.decoder.nodes import NodeModule
+from nestedseg.decoder.untouched import alteration, global_alteration
 
 Run = Callable[[nn.Module], Sequence[Tensor]]
 
@@ -26,13 +29,18 @@ FOLDABLE = (nn.Conv2d.forward, nn.Conv3d.forward, Conv2dSame.forward)
 
 
 def fuse_decoder(decoder: Decoder) -> None:
-    """Replaces the nodes, in place, by their fused form where they have one."""
+    """Replaces the nodes, in place, by their fused form where they have one.
+
+    A module that has been altered since it was made is left as it is, and so is its node.
+    """
     for name in decoder.graph.nodes:
         node = decoder.node(name)
+        if not isinstance(node, NodeModule):
+            continue
         dtype = next((weight.dtype for weight in node.block.parameters()), None)
         x = torch.empty(1, node.in_channels, *[4] * node.dims, dtype=dtype, device="meta")
-        fold_batch_norms(node.block, partial(run_alone, x))
-        if node.has_fast_form:
+        fold_batch_norms(node.block, partial(run_alone, x), f"node {name!r}")
+        if node.obstacle() is None and alteration(node, (NodeModule,)) is None:
             decoder.add_module(name, FusedNode(node))
 
 
@@ -44,25 +52,26 @@ def run_alone(x: Tensor, block: nn.Module) -> list[Tensor]:
 class FusedNode(nn.Module):
     """A node whose first convolution has been taken apart and composed with its edges.
 
-    It takes over the edges and the block of ``node``, without the weights that are composed.
+    It takes over the block of ``node``, whose first layer then passes on what it is given, and
+    those of its edges that are not composed.
     """
 
-    runs = "fused"
     beside: Tensor | None
     bias: Tensor | None
     border: Tensor | None
 
     def __init__(self, node: NodeModule) -> None:
         super().__init__()
-        self.edges, self.block = node.edges, node.block
-        edges, first = self.edges.items(), self.block.first
-        assert isinstance(first, (nn.Conv2d, nn.Conv3d))
-        parts = Parts.of(first, [edge for _, edge in edges])
+        self.block, first = node.block, node.block.first
+        parts = Parts.of(first, [*node.edges.values()])
+        self.strides = dict(zip(node.edges, parts.strides))  # of all inputs, in their order
         self.kernels = nn.ParameterDict()
-        for (name, edge), kernel in zip(edges, parts.kernels):
-            if kernel is not None:
+        self.edges = nn.ModuleDict()
+        for (name, edge), kernel in zip(node.edges.items(), parts.kernels):
+            if kernel is None:
+                self.edges[name] = edge
+            else:
                 self.kernels[name] = nn.Parameter(kernel.contiguous())
-                edge.drop_weights()
         for name in ("beside", "bias", "border"):
             value = getattr(parts, name)
             self.register_parameter(name, None if value is None else nn.Parameter(value))
@@ -71,22 +80,35 @@ class FusedNode(nn.Module):
                 self.block.set_submodule(name, nn.Identity())
                 break
 
+    def runs(self) -> str:
+        """As of a node that is not fused."""
+        return "fused"
+
     def forward(self, *inputs: Tensor) -> Tensor:
-        kernels = tuple(self.kernels.get(name) for name in self.edges)
-        parts = Parts(kernels, self.beside, self.bias, self.border)
-        return self.block.finish(join_fast(parts, tuple(self.edges.values()), inputs))
+        kernels = tuple(self.kernels.get(name) for name in self.strides)
+        parts = Parts(kernels, tuple(self.strides.values()), self.beside, self.bias, self.border)
+        edges = [self.edges._modules.get(name) for name in self.strides]
+        return self.block(join_fast(parts, edges, inputs))
 
 
-def fold_batch_norms(module: nn.Module, run: Run) -> None:
+def fold_batch_norms(module: nn.Module, run: Run, name: str = "a module") -> None:
     """Folds batch norms into the convolutions before them, in place, where that is proven safe.
 
     Read off autograd's graph, on a copy without weights: nothing but the norm reads what the
-    convolution gives, both run once, and each has one owner.
+    convolution gives, both run once, and each has one owner. Both, and all that they lie in up to
+    where they meet, must be as they were made.
 
     Args:
         run: calls a copy of the module on the meta device, and returns its outputs.
+        name: what a warning calls the module, if that fails.
     """
-    for conv_path, norm_path in foldable(module, run):
+    try:
+        pairs = foldable(module, run)
+    except Exception as error:  # a model that reads values has no meta form
+        warnings.warn(f"{name} is left as it is, its batch norms are not folded: it does not run "
+                      f"without its weights ({type(error).__name__}: {error})", stacklevel=2)
+        return
+    for conv_path, norm_path in pairs:
         conv: Any = module.get_submodule(conv_path)
         norm: Any = module.get_submodule(norm_path)
         conv.weight, conv.bias = fuse_conv_bn_weights(
@@ -103,7 +125,10 @@ def after(norm: nn.Module) -> nn.Module:
 
 def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:
     """Paths of the convolutions and batch norms that can be folded."""
+    if global_alteration() is not None:
+        return []
     ghost = meta_copy(module).eval()
+    altered = drop_hooks(ghost)
     for parameter in ghost.parameters():
         parameter.requires_grad_()
     made: dict[Any, str] = {}  # by node of autograd's graph, of which
@@ -128,16 +153,41 @@ def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:
             continue
         if type(child).forward in FOLDABLE and "weight" in child._parameters:
             child.register_forward_hook(after_convolution(path))
-        elif isinstance(child, _BatchNorm) and child.track_running_stats:
+        elif is_known_norm(child):
             child.register_forward_pre_hook(before_norm(path))
     with torch.enable_grad():
-        try:
-            outputs = run(ghost)
-        except Exception:  # a model that reads values has no meta form; it is left as it is
-            return []
+        outputs = run(ghost)
     readers = count_readers([output.grad_fn for output in outputs])
     return [(made[node], path) for path, node in read.items() if node in made
-            and calls[made[node]] == calls[path] == readers[node] == 1]
+            and calls[made[node]] == calls[path] == readers[node] == 1
+            and not altered & {*up_to_meeting(made[node], path)}]
+
+
+def is_known_norm(module: nn.Module) -> bool:
+    """Whether it is a batch norm by torch, timm or this library, with statistics of its own."""
+    by = type(module).forward.__module__.partition(".")[0]
+    return (isinstance(module, _BatchNorm) and module.running_mean is not None
+            and by in ("torch", "timm", "nestedseg"))
+
+
+def drop_hooks(module: nn.Module) -> set[str]:
+    """Removes all hooks, and gives the paths of the modules that were altered."""
+    altered = set()
+    for path, child in module.named_modules():
+        if alteration(child, (type(child),)) is not None:
+            altered.add(path)
+        for hooks in (child._forward_hooks, child._forward_pre_hooks, child._backward_hooks,
+                      child._backward_pre_hooks):
+            hooks.clear()
+    return altered
+
+
+def up_to_meeting(first: str, second: str) -> Iterator[str]:
+    """The paths of two modules, and of all that they lie in below what they both lie in."""
+    one, two = first.split("."), second.split(".")
+    common = len([*takewhile(lambda pair: pair[0] == pair[1], zip(one, two))])
+    for parts in (one, two):
+        yield from (".".join(parts[:end]) for end in range(common + 1, len(parts) + 1))
 
 
 def count_readers(outputs: Sequence[Any]) -> Counter[Any]:

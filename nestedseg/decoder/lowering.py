@@ -17,8 +17,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +31,20 @@ from nestedseg.base.errors import choose
 from nestedseg.decoder.edges import Edge
 from nestedseg.decoder.kernels import conv3x3
 from nestedseg.decoder.recomputation import remade
+from nestedseg.decoder.stateless import Stateless
 
 EXECUTIONS = ("fast", "reference")
 CONV = {2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
-_forced: list[str] = []  # by the context manager, innermost last
+_forced: ContextVar[str | None] = ContextVar("execution", default=None)
 
 
 @contextmanager
 def execution(name: str) -> Iterator[None]:
     """Within it, every model computes its nodes so, whatever it was created with.
+
+    It concerns the thread, or the asynchronous task, that is within it, and no other.
 
     Args:
         name: "fast" or "reference".
@@ -47,45 +52,30 @@ def execution(name: str) -> Iterator[None]:
     Raises:
         ValueError: another name.
     """
-    _forced.append(choose("execution", name, EXECUTIONS))
+    before = _forced.set(choose("execution", name, EXECUTIONS))
     try:
         yield
     finally:
-        _forced.pop()
+        _forced.reset(before)
 
 
-def which(conv: nn.Module, fuse: str, default: str) -> str:
-    """The execution that runs now: "fast", or "reference", with the reason why there is no other.
-
-    Only the concatenation before a plain 3x3 convolution has a fast form.
-    """
-    name = _forced[-1] if _forced else default
-    if name == "reference":
-        return name
-    if fuse != "concat":
-        return f"reference: {fuse} fusion"
-    plain = (isinstance(conv, (nn.Conv2d, nn.Conv3d)) and set(conv.kernel_size) == {3}
-             and set(conv.stride) == set(conv.dilation) == {1} and set(conv.padding) == {1}
-             and conv.groups == 1 and conv.padding_mode == "zeros")
-    return "fast" if plain else "reference: its first layer is no plain 3x3 convolution"
+def forced() -> str | None:
+    """The execution that is asked for by `execution` here, if any."""
+    return _forced.get()
 
 
-def join(conv: nn.Module, edges: Sequence[Edge], inputs: Sequence[Tensor], fuse: str,
-         default: str) -> Tensor:
-    """``conv(fuse(edge(x) for each input))``, ``(N, C, *spatial)``."""
-    if which(conv, fuse, default) == "fast":
-        assert isinstance(conv, (nn.Conv2d, nn.Conv3d))
-        # a traced graph must hold for all sizes, so that it cannot ask which they are
-        pixels = [0 if torch.compiler.is_compiling() else x.numel() // x.shape[1] for x in inputs]
-        return join_fast(Parts.of(conv, edges, pixels), edges, inputs)
-    return join_reference(conv, edges, inputs, fuse)
+def is_plain(conv: nn.Conv2d | nn.Conv3d) -> bool:
+    """Whether it is a 3x3 convolution with padding 1 and nothing else."""
+    one = (1,) * len(conv.kernel_size)
+    return (conv.kernel_size == (3,) * len(one) and conv.stride == conv.dilation == one
+            and conv.padding == one and conv.groups == 1 and conv.padding_mode == "zeros")
 
 
-def join_reference(conv: nn.Module, edges: Sequence[Edge], inputs: Sequence[Tensor],
-                   fuse: str) -> Tensor:
-    """Resample, fuse, convolve."""
-    maps = [edge(x) for edge, x in zip(edges, inputs)]
-    return conv(reduce(torch.add, maps) if fuse == "sum" else torch.cat(maps, dim=1))
+def join(conv: nn.Conv2d | nn.Conv3d, edges: Sequence[Edge], inputs: Sequence[Tensor]) -> Tensor:
+    """``conv(cat(edge(x) for each input))``, ``(N, C, *spatial)``."""
+    # a traced graph must hold for all sizes, so that it cannot ask which they are
+    pixels = [0 if torch.compiler.is_compiling() else x.numel() // x.shape[1] for x in inputs]
+    return join_fast(Parts.of(conv, edges, pixels), edges, inputs)
 
 
 @dataclass(frozen=True)
@@ -95,12 +85,14 @@ class Parts:
     Args:
         kernels: of each input's transposed convolution; ``None`` = the input is brought to the
             node's resolution by its edge, and then is among those beside each other.
+        strides: of each input's transposed convolution.
         beside: the weight that acts on those, ``None`` without any.
         bias: of the convolution.
         border: what each tap adds for the biases inside of edges, ``(out, 3, 3)``.
     """
 
     kernels: tuple[Tensor | None, ...]
+    strides: tuple[tuple[int, ...], ...]
     beside: Tensor | None
     bias: Tensor | None
     border: Tensor | None
@@ -120,24 +112,30 @@ class Parts:
                    for edge, weight, paid in zip(edges, weights, pays)]
         beside = [weight for weight, paid in zip(weights, pays) if not paid]
         borders = [compose_bias(weight, edge.up.bias)
-                   for edge, weight, paid in zip(edges, weights, pays) if paid and edge.transposes]
-        return cls(tuple(kernels), torch.cat(beside, dim=1) if beside else None, conv.bias,
+                   for edge, weight, paid in zip(edges, weights, pays)
+                   if paid and edge.transposes and edge.up.bias is not None]
+        return cls(tuple(kernels), tuple(edge.up_by for edge in edges),
+                   torch.cat(beside, dim=1) if beside else None, conv.bias,
                    reduce(torch.add, borders) if borders else None)
 
 
-def join_fast(parts: Parts, edges: Sequence[Edge], inputs: Sequence[Tensor]) -> Tensor:
-    """One transposed convolution of each composed input, one convolution of all the others."""
+def join_fast(parts: Parts, edges: Sequence[Any], inputs: Sequence[Tensor]) -> Tensor:
+    """One transposed convolution of each composed input, one convolution of all the others.
+
+    Args:
+        edges: of each input; those that are composed are not called.
+    """
     dims = inputs[0].dim() - 2
     beside = [edge(x) for edge, x, kernel in zip(edges, inputs, parts.kernels) if kernel is None]
     total = None if parts.beside is None else convolve_all(beside, parts.beside, parts.bias)
-    for edge, x, kernel in zip(edges, inputs, parts.kernels):
+    for x, kernel, stride in zip(inputs, parts.kernels, parts.strides):
         if kernel is not None:
             bias = parts.bias if total is None else None  # once
-            y = CONV_TRANSPOSE[dims](x, kernel, bias, stride=edge.up_by, padding=1)
-            total = y if total is None else total.add_(y)  # no backward pass needs the summands
+            y = CONV_TRANSPOSE[dims](x, kernel, bias, stride=stride, padding=1)
+            total = y if total is None else add(total, y)
     assert total is not None  # a node has an input
     if parts.border is not None:
-        total = total.add_(border_map(parts.border, total.shape[2:]))
+        total = add(total, border_map(parts.border, total.shape[2:]))
     return total
 
 
@@ -153,9 +151,22 @@ def convolve_all(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) ->
     if maps[0].dim() == 5 and maps[0].device.type == "cpu":
         weights = split_weight(weight, [x.shape[1] for x in maps])
         biases = [bias, *[None] * (len(maps) - 1)]
-        return reduce(Tensor.add_, map(conv3x3, maps, weights, biases))
-    return remade(lambda *parts: torch.cat(parts, dim=1),
-                  lambda joined: conv3x3(joined, weight, bias), *maps)
+        return reduce(add, map(conv3x3, maps, weights, biases))
+    return remade(concatenate, lambda joined: conv3x3(joined, weight, bias), *maps,
+                  again=Stateless(concatenate))
+
+
+def concatenate(*maps: Tensor) -> Tensor:
+    """The maps beside each other, ``(N, the sum of C, *spatial)``."""
+    return torch.cat(maps, dim=1)
+
+
+def add(total: Tensor, y: Tensor) -> Tensor:
+    """Their sum, in the place of ``total``, which no backward pass needs.
+
+    Transforms of torch.func may have given ``y`` axes that ``total`` has not.
+    """
+    return total + y if torch._C._are_functorch_transforms_active() else total.add_(y)
 
 
 # -- the algebra ----------------------------------------------------------------------------------

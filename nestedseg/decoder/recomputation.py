@@ -1,20 +1,29 @@
-"""Maps that training computes again in the backward pass instead of keeping them."""
+"""Maps that training computes again in the backward pass instead of keeping them.
+
+`remade` does so for one map between two layers. torch.utils.checkpoint would call the modules
+again, in whatever state they are by then, and would compute all that follows the map a second time
+too. Here the second pass is one function of tensors that are kept anyway. `Recomputable` uses
+torch.utils.checkpoint, for whole nodes and blocks.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar, copy_context
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-_nested = False  # within a `Recomputable` that forgets all of its maps
+from nestedseg.decoder.stateless import Stateless
+
+# Whether this thread is within a `Recomputable` that forgets all of its maps.
+_nested: ContextVar[bool] = ContextVar("nested", default=False)
 
 
 class Recomputable(nn.Module):
-    """``forward`` is ``compute``; with ``checkpointing``, training keeps its inputs alone."""
+    """``forward`` is ``compute``; with ``checkpointing``, training keeps only its inputs."""
 
     checkpointing = False
     compute: Callable[..., Tensor]
@@ -22,8 +31,14 @@ class Recomputable(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         if not (self.checkpointing and self.training and torch.is_grad_enabled()):
             return self.compute(*inputs)
-        return checkpoint(self.compute, *inputs, use_reentrant=False,
-                          context_fn=lambda: (_nesting(), _again(self)))
+        context = copy_context()  # the backward pass may run in a thread of its own
+        return checkpoint(lambda *inputs: context.copy().run(self._compute_nested, *inputs),
+                          *inputs, use_reentrant=False,
+                          context_fn=lambda: (nullcontext(), as_now(self)))
+
+    def _compute_nested(self, *inputs: Tensor) -> Tensor:
+        _nested.set(True)
+        return self.compute(*inputs)
 
 
 def set_checkpointing(modules: Iterable[nn.Module], enable: bool) -> None:
@@ -33,19 +48,46 @@ def set_checkpointing(modules: Iterable[nn.Module], enable: bool) -> None:
             module.checkpointing = enable
 
 
+def as_now(module: nn.Module) -> AbstractContextManager[None]:
+    """A context in which a module computes as it does now, and which leaves it as it finds it.
+
+    So a second pass is in the mode of the first, and no batch counts twice in running statistics.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        found = [(part, part.training) for part, _ in modes]
+        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+        _set_modes(modes)
+        try:
+            yield
+        finally:
+            _set_modes(found)
+            for buffer, before in buffers:
+                buffer.copy_(before)
+    return context()
+
+
+def _set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    for part, training in modes:
+        part.training = training
+
+
 def remade(make: Callable[..., Tensor], use: Callable[[Tensor], Tensor], *inputs: Tensor,
-           module: nn.Module | None = None) -> Tensor:
+           again: Stateless | None) -> Tensor:
     """``use(make(*inputs))``, whose backward pass makes the value in between once more.
 
     For values that are cheap to make: the backward pass then keeps ``inputs`` instead.
 
     Args:
-        make: gives the same value for the same inputs.
-        module: what it calls, whose batch norms must not count a batch twice.
+        make: makes the value in the forward pass.
+        again: makes the same value from the same inputs; ``None`` = nothing provably does, so that
+            the value is kept.
     """
-    if _nested or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if again is None or not _may_hook():
         return use(make(*inputs))
-    value = _Remade(make, inputs, module)
+    value = _Remade(again, inputs)
     with torch.autograd.graph.saved_tensors_hooks(value.pack, value.unpack):
         made = make(*inputs)
         result = use(made)
@@ -53,39 +95,69 @@ def remade(make: Callable[..., Tensor], use: Callable[[Tensor], Tensor], *inputs
     return result
 
 
+def _may_hook() -> bool:
+    """Whether autograd saves tensors here, and lets us decide how."""
+    return not (torch.compiler.is_compiling() or not torch.is_grad_enabled() or _nested.get()
+                or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
+
+
+class _Kept:
+    """A tensor that a backward pass needs, as it is now.
+
+    torch itself looks after the versions of what it saves, but not of what hooks save for it.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.version = tensor, tensor._version
+
+    def get(self) -> Tensor:
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: a tensor of shape {tuple(self.tensor.shape)} is at version "
+                f"{self.tensor._version}; expected version {self.version}. Call backward() before "
+                "weights or maps are changed in place")
+        return self.tensor
+
+
 class _Remade:
     """What autograd saves in `remade`: tensors, or nothing where the made value would be."""
 
-    def __init__(self, make: Callable[..., Tensor], inputs: tuple[Tensor, ...],
-                 module: nn.Module | None) -> None:
-        self.make, self.inputs, self.module = make, [x.detach() for x in inputs], module
+    def __init__(self, again: Stateless, inputs: tuple[Tensor, ...]) -> None:
+        self.again = again
+        self.inputs = [x.detach() for x in inputs]
         self.precision = autocast_now(inputs[0].device.type)
-        self.saved: list[list[Tensor]] = []
+        self.saved: list[list[_Kept]] = []
+        self.needed: list[_Kept] = []
         self.uses = self.left = 0
         self.value: Tensor | None = None
 
-    def pack(self, tensor: Tensor) -> list[Tensor]:
-        self.saved.append([tensor])
+    def pack(self, tensor: Tensor) -> list[_Kept]:
+        self.saved.append([_Kept(tensor)])
         return self.saved[-1]
 
-    def unpack(self, saved: list[Tensor]) -> Tensor:
-        return saved[0] if saved else self.again()
+    def unpack(self, saved: list[_Kept]) -> Tensor:
+        return saved[0].get() if saved else self.make_again()
 
     def forget(self, made: Tensor) -> None:
         """Drops the value where it was saved; not if it is an input, changed in place."""
         place = made.untyped_storage().data_ptr()
         if all(x.untyped_storage().data_ptr() != place for x in self.inputs):
             for saved in self.saved:
-                if saved[0].untyped_storage().data_ptr() == place and saved[0].shape == made.shape:
+                tensor = saved[0].tensor
+                if tensor.untyped_storage().data_ptr() == place and tensor.shape == made.shape:
                     saved.clear()
                     self.uses += 1
         self.saved = []
+        self.needed = [*map(_Kept, self.inputs), *map(_Kept, self.again.reads)]
 
-    def again(self) -> Tensor:
+    def make_again(self) -> Tensor:
         """The value, made for the first of its uses in a backward pass and freed after the last."""
         if self.value is None:
-            with torch.no_grad(), _without_statistics(self.module), self.precision():
-                self.value, self.left = self.make(*self.inputs), self.uses
+            for kept in self.needed:
+                kept.get()
+            with torch.no_grad(), self.precision():
+                self.value, self.left = self.again.function(*self.inputs), self.uses
         value, self.left = self.value, self.left - 1
         if not self.left:
             self.value = None
@@ -98,38 +170,3 @@ def autocast_now(device_type: str) -> Callable[[], AbstractContextManager[object
         return nullcontext
     enabled, dtype = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
     return lambda: torch.autocast(device_type, dtype, enabled=enabled)
-
-
-@contextmanager
-def _nesting() -> Iterator[None]:
-    global _nested
-    before, _nested = _nested, True
-    try:
-        yield
-    finally:
-        _nested = before
-
-
-@contextmanager
-def _again(module: nn.Module) -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.enter_context(_nesting())
-        stack.enter_context(_without_statistics(module))
-        yield
-
-
-@contextmanager
-def _without_statistics(module: nn.Module | None) -> Iterator[None]:
-    """The second pass must not count in a batch norm's running statistics again."""
-    modules = module.modules() if module is not None else ()
-    before = [(m, m.momentum, m.num_batches_tracked, m.num_batches_tracked.clone())
-              for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats
-              and m.num_batches_tracked is not None]
-    for norm, *_ in before:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum, batches, count in before:
-            norm.momentum = momentum
-            batches.copy_(count)

@@ -24,6 +24,7 @@ from nestedseg.decoder.lowering import (
     split_weight,
 )
 from nestedseg.decoder.recomputation import remade
+from nestedseg.decoder.stateless import Stateless, stateless
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -162,7 +163,8 @@ def made_twice(activation, in_place, precision=torch.float64):
     plain = gradients(lambda z: conv(act(norm(z))))
     state = {name: value.clone() for name, value in norm.state_dict().items()}
     norm.reset_running_stats()
-    again = gradients(lambda z: remade(lambda v: act(norm(v)), conv, z, module=norm))
+    again = gradients(lambda z: remade(lambda v: act(norm(v)), conv, z,
+                                        again=stateless(norm, act)))
     return plain, again, state, norm.state_dict()
 
 
@@ -179,7 +181,7 @@ def test_remade_keeps_what_is_changed_in_place():
     x = randn(1, 2, 5, 5).requires_grad_()
     for act in (nn.ReLU(inplace=True), nn.ELU(inplace=True)):
         plain = torch.autograd.grad(conv(act(x * 1)).square().sum(), x)
-        again = torch.autograd.grad(remade(act, conv, x * 1).square().sum(), x)
+        again = torch.autograd.grad(remade(act, conv, x * 1, again=Stateless(act)).square().sum(), x)
         assert torch.equal(plain[0], again[0])
 
 
@@ -188,7 +190,8 @@ def test_remade_under_autocast_has_the_dtypes_of_the_first_time():
     x = torch.randn(2, 3, 9, 9, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain = conv(norm(conv_in(x)).relu()).float().square().sum()
-        again = remade(lambda v: norm(v).relu(), conv, conv_in(x)).float().square().sum()
+        again = remade(lambda v: norm(v).relu(), conv, conv_in(x), again=Stateless(
+            lambda v: norm(v).relu())).float().square().sum()
     for a, b in zip(torch.autograd.grad(plain, x), torch.autograd.grad(again, x)):
         assert torch.equal(a, b)
 
@@ -201,7 +204,8 @@ def test_remade_frees_the_value_in_between():
     norm, conv = nn.BatchNorm2d(8), nn.Conv2d(8, 1, 3)
     x = torch.randn(1, 8, 64, 64, requires_grad=True)
     known = [x, *norm.parameters(), *norm.buffers(), *conv.parameters()]
-    kept = held_bytes(lambda: remade(lambda v: norm(v).relu_(), conv, x, module=norm), known)
+    again = stateless(norm, nn.ReLU())
+    kept = held_bytes(lambda: remade(lambda v: norm(v).relu_(), conv, x, again=again), known)
     assert kept < x.nbytes / 4 < held_bytes(lambda: conv(norm(x).relu_()), known)
 
 
