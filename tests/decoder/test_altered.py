@@ -1,0 +1,344 @@
+"""Modules that a user has altered: every form of a model gives what calling them all would give.
+
+The truth is `plain`, which is written here: a model whose nodes and blocks call one module after the
+other, as the paper draws them.
+"""
+
+import copy
+from functools import reduce
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import spectral_norm as old_spectral_norm
+from torch.nn.utils import weight_norm as old_weight_norm
+
+import nestedseg
+from nestedseg.decoder.blocks import DoubleConv
+from nestedseg.decoder.nodes import NodeModule
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-10}
+WIDTHS = (4, 6, 8)
+SUMMED = {"nodes": {"x1_1": {"inputs": ["x1_0", "x2_0"], "fuse": "sum"}, "x0_1": ["x0_0", "x1_1"]},
+          "heads": ["x0_1"]}
+
+
+# -- the truth -------------------------------------------------------------------------------------
+
+
+class PlainBlock(DoubleConv):
+    def forward(self, x):
+        x = self.dropout(self.act1(self.norm1(self.conv1(x))))
+        return self.dropout(self.act2(self.norm2(self.conv2(x))))
+
+
+class PlainNode(NodeModule):
+    def forward(self, *inputs):
+        maps = [edge(x) for edge, x in zip(self.edges.values(), inputs, strict=True)]
+        return self.block(reduce(torch.add, maps) if self.fuse == "sum" else torch.cat(maps, 1))
+
+
+PLAIN = {DoubleConv: PlainBlock, NodeModule: PlainNode}
+
+
+def plain(model):
+    """The model, in place, so that it bypasses nothing."""
+    for module in model.modules():
+        module.__class__ = PLAIN.get(type(module), type(module))
+    return model
+
+
+# -- the cases -------------------------------------------------------------------------------------
+
+
+def make(kind="nearest"):
+    torch.manual_seed(0)
+    topology = SUMMED if kind == "sum" else "unetpp"
+    model = nestedseg.create(topology, encoder_channels=WIDTHS, dropout=0.0, **(
+        {} if kind == "sum" else {"deep_supervision": True, "upsample": kind})).double()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.running_mean, 0, 0.1)
+            nn.init.uniform_(norm.running_var, 0.5, 1.5)
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, 0, 0.1)
+    return model
+
+
+PLACES = {  # the model, the parent of the module, its name
+    "conv1": ("nearest", "decoder.x0_1.block", "conv1"),
+    "conv2": ("nearest", "decoder.x0_2.block", "conv2"),
+    "norm1": ("nearest", "decoder.x0_1.block", "norm1"),
+    "act1": ("nearest", "decoder.x0_1.block", "act1"),
+    "block": ("nearest", "decoder.x0_1", "block"),
+    "node": ("nearest", "decoder", "x1_1"),
+    "skip": ("nearest", "decoder.x0_1.edges", "x0_0"),
+    "rising edge": ("nearest", "decoder.x0_1.edges", "x1_0"),
+    "edge.up": ("transpose", "decoder.x1_1.edges.x2_0", "up"),
+    "edge.project": ("sum", "decoder.x1_1.edges.x2_0", "project"),
+    "summed block": ("sum", "decoder.x1_1", "block"),
+    "head": ("nearest", "decoder", "head_x0_2"),
+    "encoder conv": ("nearest", "encoder.x0_0", "conv1"),
+    "encoder norm": ("nearest", "encoder.x1_0", "norm2"),
+    "encoder block": ("nearest", "encoder", "x1_0"),
+}
+
+
+class Scaled(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight * 0.5, bias)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Lora(nn.Conv2d):
+    """LoRA as people write it by hand: a subclass with two small matrices more."""
+
+    def forward(self, x):
+        return super().forward(x) + self.up_(self.down(x))
+
+
+class Around(nn.Module):
+    """Any module that stands in the place of another."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, *inputs):
+        return 1.5 * self.inside(*inputs)
+
+
+def replace_by(make_new):
+    def alter(parent, name):
+        setattr(parent, name, make_new(getattr(parent, name))) if not isinstance(
+            parent, nn.ModuleDict) else parent.update({name: make_new(parent[name])})
+    return alter
+
+
+def on(module_alteration):
+    """An alteration of the module itself, in place."""
+    return lambda parent, name: module_alteration(parent.get_submodule(name))
+
+
+def to_class(cls):
+    def alter(conv):
+        conv.__class__ = cls
+    return on(alter)
+
+
+def add_lora(conv):
+    conv.__class__ = Lora
+    conv.down = nn.Conv2d(conv.in_channels, 2, 1).double()
+    conv.up_ = nn.Conv2d(2, conv.out_channels, 1).double()
+
+
+def own_forward(module):
+    original = type(module).forward
+    module.forward = lambda *args: 0.5 * original(module, *args)
+
+
+ANY = {
+    "hook": on(lambda m: m.register_forward_hook(lambda m, args, y: y * 0.5)),
+    "pre-hook": on(lambda m: m.register_forward_pre_hook(
+        lambda m, args: tuple(x + 0.1 for x in args))),
+    "backward hook": on(lambda m: m.register_full_backward_hook(
+        lambda m, before, after: tuple(None if g is None else 2 * g for g in before))),
+    "forward of its own": on(own_forward),
+    "replaced": replace_by(Around),
+}
+CONV = {
+    "_conv_forward": to_class(Scaled),
+    "subclass": to_class(Standardised),
+    "LoRA": on(add_lora),
+    "spectral_norm": on(parametrizations.spectral_norm),
+    "weight_norm": on(parametrizations.weight_norm),
+    "old spectral_norm": on(old_spectral_norm),
+    "old weight_norm": on(old_weight_norm),
+    "pruned": on(lambda conv: prune.l1_unstructured(conv, "weight", amount=0.4)),
+    "wide kernel": replace_by(lambda conv: nn.Conv2d(
+        conv.in_channels, conv.out_channels, 5, padding=2).double()),
+    "dilated": replace_by(lambda conv: nn.Conv2d(
+        conv.in_channels, conv.out_channels, 3, padding=2, dilation=2).double()),
+}
+CONVS = ("conv1", "conv2", "edge.project", "head", "encoder conv")
+ON_UP = {name: CONV[name] for name in ("spectral_norm", "old weight_norm", "pruned")} | {
+    "another layer": replace_by(lambda up: nn.Sequential(
+        nn.Upsample(scale_factor=2), nn.Conv2d(up.in_channels, up.out_channels, 1)).double())}
+ON_ACT = {"tanh": replace_by(lambda act: nn.Tanh())}
+ON_NORM = {"instance norm": replace_by(lambda norm: nn.InstanceNorm2d(norm.num_features).double()),
+           "none": replace_by(lambda norm: nn.Identity())}
+SPECIAL = {**dict.fromkeys(CONVS, CONV), "edge.up": ON_UP, "act1": ON_ACT, "norm1": ON_NORM,
+           "encoder norm": ON_NORM}
+CASES = {f"{how} on {place}": (place, alter) for place in PLACES
+         for how, alter in (ANY | SPECIAL.get(place, {})).items()}
+# A few of each: every place, and every alteration.
+FEW = [name for name in CASES if name.startswith(("hook on", "replaced on")) or name.endswith(
+    ("on conv1", "on edge.up"))]
+MANY = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in CASES]
+
+
+def altered(case):
+    place, alter = CASES[case]
+    kind, parent, name = PLACES[place]
+    model = make(kind)
+    alter(model.get_submodule(parent), name)
+    return model
+
+
+def image():
+    return torch.rand(2, 3, 12, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+# -- every form ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", MANY)
+@torch.no_grad()
+def test_in_eval_mode_each_form_gives_what_the_modules_give(case):
+    model, x = altered(case).eval(), image()
+    expected = plain(altered(case).eval())(x)
+    torch.testing.assert_close(model(x), expected, **CLOSE)
+    with nestedseg.execution("reference"):
+        torch.testing.assert_close(model(x), expected, **CLOSE)
+    torch.testing.assert_close(model.fuse()(x), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("case", MANY)
+def test_three_steps_of_training_give_the_weights_that_the_modules_give(case):
+    model, truth = altered(case).train(), plain(altered(case)).train()
+    for each in (model, truth):
+        torch.manual_seed(0)
+        optimizer = torch.optim.SGD(each.parameters(), 0.05)
+        for _ in range(3):
+            optimizer.zero_grad()
+            logits = each(image())
+            sum(y.square().mean() for y in (logits if isinstance(logits, tuple) else [logits])
+                ).backward()
+            optimizer.step()
+    state = truth.state_dict()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, state[name], rtol=1e-7, atol=1e-8, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_an_exported_program_gives_what_the_modules_give(case, tmp_path):
+    model, x = altered(case).float().eval(), image().float()
+    try:
+        model.export(tmp_path / "model.pt2", format="torch")
+    except ValueError as error:
+        assert "cannot be traced" in str(error)
+        return
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    torch.testing.assert_close(program(x), plain(altered(case).float().eval())(x),
+                               rtol=1e-3, atol=1e-4)
+
+
+# -- what is seen ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["fast", "reference"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_hook_that_observes_is_called_once_for_each_module(form, training):
+    model, calls = make(), []
+    model.train(training)
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda m, args, y, name=name: calls.append(name))
+    with nestedseg.execution(form):
+        logits = model(image())
+    (sum(y.sum() for y in logits) if training else logits.sum()).backward()
+    known = {name for name, module in model.named_modules()
+             if not isinstance(module, nn.ModuleDict) and "dropout" not in name}
+    once = known - {"decoder"} - (set() if training else {"decoder.head_x0_1"})
+    assert {name for name in known if calls.count(name) == 1} - {"decoder"} == once
+    assert max(map(calls.count, known)) == 1
+
+
+def test_hooks_on_all_modules_are_called():
+    model, seen = make().eval(), []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, args, y: seen.append(m))
+    try:
+        model(image())
+    finally:
+        handle.remove()
+    assert model.decoder.x0_1.block.conv1 in seen
+    seen.clear()
+    model(image())
+    assert seen == [] and model.decoder.executions["x0_1"] == "fast"
+
+
+def test_a_class_that_is_patched_is_called(monkeypatch):
+    model, original = make().eval(), nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda conv, x: 0.5 * original(conv, x))
+    x = image()
+    torch.testing.assert_close(model(x), plain(copy.deepcopy(model))(x), **CLOSE)
+
+
+def test_executions_say_what_was_altered():
+    model = make("transpose")
+    assert {*model.decoder.executions.values()} == {"fast"}
+    model.decoder.x0_1.block.conv1.register_forward_hook(lambda *args: None)
+    old_weight_norm(model.decoder.x1_1.edges.x2_0.up)
+    model.decoder.x0_2.block.forward = model.decoder.x0_2.block.forward
+    assert model.decoder.executions == {
+        "x0_1": "reference: its first layer was altered: it has hooks",
+        "x1_1": "reference: the edge from x2_0 was altered: up: it has hooks",
+        "x0_2": "reference: the block was altered: it has a forward of its own"}
+
+
+def test_an_edge_that_is_removed_is_an_error():
+    model = make()
+    del model.decoder.x0_2.edges["x0_1"]
+    with pytest.raises(RuntimeError, match="a node with 3 inputs has 2 edges"):
+        model(image())
+
+
+def test_the_gradient_of_lora_is_its_own():
+    model = make()
+    add_lora(model.decoder.x0_1.block.conv1)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.decoder.x0_1.block.conv1.down.weight.requires_grad_(True)
+    sum(y.square().sum() for y in model.train()(image())).backward()
+    assert model.decoder.x0_1.block.conv1.down.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("prepare", ["prepare", "prepare_qat"])
+def test_observers_of_a_quantisation_see_what_passes(prepare):
+    quantization = pytest.importorskip("torch.ao.quantization")
+    model = make().float()
+    node = model.decoder.x0_1
+    node.block.qconfig = quantization.get_default_qat_qconfig("x86") if "qat" in prepare \
+        else quantization.get_default_qconfig("x86")
+    getattr(quantization, prepare)(node.block.train("qat" in prepare), inplace=True)
+    model(image().float())
+    observer = node.block.conv1.activation_post_process
+    assert torch.isfinite(observer.calculate_qparams()[0]).all()
+    assert getattr(observer, "activation_post_process", observer).min_val.numel() > 0
+
+
+def test_lora_of_peft_trains_on_a_decoder():
+    peft = pytest.importorskip("peft")
+    model = make().float().eval()
+    x = image().float()
+    before = model(x).detach()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(
+        r=2, target_modules=r"decoder\.x\d_\d\.block\.conv[12]"))
+    torch.testing.assert_close(adapted(x), before, rtol=1e-4, atol=1e-5)  # begins at nothing
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], 0.5)
+    losses = []
+    for _ in range(3):
+        losses.append(adapted(x).square().mean())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    torch.testing.assert_close(adapted(x), plain(copy.deepcopy(adapted.base_model.model))(x), rtol=1e-4, atol=1e-5)
