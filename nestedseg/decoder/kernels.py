@@ -19,8 +19,8 @@ def preferred_layout(x: Tensor) -> Tensor:
     as fast, but the gradient of a weight takes more than three times as long. Of volumes, that
     gradient is the faster one.
     """
-    if x.device.type != "cpu" or x.dim() not in CHANNELS_LAST:
-        return x
+    if x.device.type != "cpu" or x.dim() not in CHANNELS_LAST or torch.jit.is_tracing():
+        return x  # a trace is checked without gradients, and must be the same then
     last = torch.is_grad_enabled() == (x.dim() == 5)
     return x.contiguous(
         memory_format=CHANNELS_LAST[x.dim()] if last else torch.contiguous_format)

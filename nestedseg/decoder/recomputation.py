@@ -65,7 +65,7 @@ def as_now(module: nn.Module) -> AbstractContextManager[None]:
         finally:
             _set_modes(found)
             for buffer, before in buffers:
-                buffer.copy_(before)
+                buffer.data.copy_(before)  # unseen by autograd, as a batch norm's own counting
     return context()
 
 

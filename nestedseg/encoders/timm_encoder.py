@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from nestedseg.base.errors import nearest, show
 from nestedseg.decoder.layers import CONV, Level
+from nestedseg.encoders.checkpointing import guard_state
 from nestedseg.encoders.contract import Encoder
 from nestedseg.encoders.description import Description, Options, are_names
 from nestedseg.encoders.probe import Probe, probe, probe_named
@@ -84,8 +85,10 @@ class TimmEncoder(Encoder):
         try:
             self.model.set_grad_checkpointing(enable)
         except (AssertionError, AttributeError) as error:
-            raise ValueError(f"timm's {self.key[0]!r} has no gradient checkpointing; "
-                             "use encoder=False") from error
+            if enable:
+                raise ValueError(f"timm's {self.key[0]!r} has no gradient checkpointing; "
+                                 "use encoder=False") from error
+        guard_state(self.model, enable)
 
     def keep(self, count: int) -> TimmEncoder:
         """Removes all levels but the ``count`` finest, and what computes only them."""

@@ -17,6 +17,7 @@ from nestedseg.decoder.layers import batch_norms
 from nestedseg.decoder.recomputation import set_checkpointing
 from nestedseg.encoders import Encoder
 from nestedseg.models.config import Config, check_output
+from nestedseg.models.evaluating import eval_mode
 from nestedseg.models.outputs import ensemble, probabilities
 from nestedseg.models.sizes import crop, pad, resize_all
 from nestedseg.models.targets import Task
@@ -52,12 +53,14 @@ class Network(nn.Module):
     @property
     def graph(self) -> Graph:
         """The skip topology."""
+        if torch.onnx.is_in_onnx_export():  # torch takes what has a graph for a TorchScript module
+            raise AttributeError("graph")
         return self._config.graph
 
     @property
     def depths(self) -> tuple[int, ...]:
         """The depths that have a head, shallow -> deep."""
-        return self.graph.depths
+        return self._config.graph.depths
 
     @property
     def task(self) -> Task:
@@ -146,24 +149,20 @@ class Network(nn.Module):
     def predict(self, x: Tensor) -> Tensor:
         """Probabilities ``(N, classes, *spatial)`` of ``model.output``, computed in eval mode.
 
-        A sigmoid or, of "multiclass", a softmax of the logits; without gradients.
+        A sigmoid or, of "multiclass", a softmax of the logits; without gradients. Several threads
+        may call it at once, as long as no other one trains the model meanwhile.
 
         Args:
             x: as of `forward`.
         """
-        training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
+        with eval_mode(self):
             return probabilities(self(x), self.task)
-        finally:  # each module as it was: parts of the model may be frozen
-            for module in training:
-                module.training = True
 
     def _logits(self, x: Tensor, depths: tuple[int, ...]) -> tuple[Tensor, ...]:
         self._check_input(x)
         size = x.shape[2:]
         logits = self.decoder(self.encoder(self._pad(x)), depths)
-        strides = [self.decoder.strides[self.graph.head(depth)] for depth in depths]
+        strides = [self.decoder.strides[self._config.graph.head(depth)] for depth in depths]
         return layout_of(x, (crop(y, size) for y in resize_all(logits, strides)))
 
     def _pad(self, x: Tensor) -> Tensor:
@@ -251,7 +250,7 @@ class Network(nn.Module):
         """
         if encoder:
             self.encoder.set_grad_checkpointing(enable)
-        set_checkpointing(map(self.decoder.node, self.graph.nodes), enable)
+        set_checkpointing(map(self.decoder.node, self._config.graph.nodes), enable)
 
     # -- other models from this one -----------------------------------------------------------
 
@@ -287,6 +286,7 @@ class Network(nn.Module):
                 ``torch.no_grad()``: on a CPU the weights are then laid out for its convolutions.
         """
         model, before = copy.deepcopy(self).eval(), next(self.parameters()).dtype
+        model.set_grad_checkpointing(False)
         if not self._config.fused:
             model.to(torch.promote_types(before, torch.float32))  # halves would lose digits
             config = replace(self._config, output=self.output, fused=True)

@@ -1,7 +1,7 @@
 """Modules that a user has altered: every form of a model gives what calling them all would give.
 
-The truth is `plain`, which is written here: a model whose nodes and blocks call one module after the
-other, as the paper draws them.
+The truth is `plain`, which is written here: a model whose nodes and blocks call one module after
+the other, as the paper draws them.
 """
 
 import copy
@@ -213,18 +213,28 @@ def test_in_eval_mode_each_form_gives_what_the_modules_give(case):
 @pytest.mark.parametrize("case", MANY)
 def test_three_steps_of_training_give_the_weights_that_the_modules_give(case):
     model, truth = altered(case).train(), plain(altered(case)).train()
-    for each in (model, truth):
-        torch.manual_seed(0)
-        optimizer = torch.optim.SGD(each.parameters(), 0.05)
-        for _ in range(3):
-            optimizer.zero_grad()
-            logits = each(image())
-            sum(y.square().mean() for y in (logits if isinstance(logits, tuple) else [logits])
-                ).backward()
-            optimizer.step()
+    if case.startswith("backward hook") and PLACES[CASES[case][0]][2] in ("norm1", "norm2", "act1"):
+        with pytest.raises(RuntimeError, match="is being modified inplace"):
+            train(truth)  # torch itself: an activation in place follows the hook, or is it
+        with pytest.raises(RuntimeError, match="is being modified inplace"):
+            train(model)
+        return
+    train(model)
+    train(truth)
     state = truth.state_dict()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, state[name], rtol=1e-7, atol=1e-8, msg=name)
+
+
+def train(model):
+    torch.manual_seed(0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        logits = model(image())
+        heads = logits if isinstance(logits, tuple) else [logits]
+        sum(y.square().mean() for y in heads).backward()
+        optimizer.step()
 
 
 @pytest.mark.slow
@@ -341,4 +351,5 @@ def test_lora_of_peft_trains_on_a_decoder():
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < losses[0]
-    torch.testing.assert_close(adapted(x), plain(copy.deepcopy(adapted.base_model.model))(x), rtol=1e-4, atol=1e-5)
+    truth = plain(copy.deepcopy(adapted.base_model.model))
+    torch.testing.assert_close(adapted(x), truth(x), rtol=1e-4, atol=1e-5)
