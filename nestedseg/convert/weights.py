@@ -15,7 +15,6 @@ from nestedseg.base.errors import blamed, show
 from nestedseg.decoder import meta
 from nestedseg.hub import storage
 from nestedseg.models.config import Config
-from nestedseg.models.factory import build_model
 from nestedseg.models.model import SegmentationModel
 
 PICKLED = (".pth", ".pt", ".bin")
@@ -82,7 +81,7 @@ def pair_tensors(modules: Mapping[str, str | None], needed: Iterable[str],
 def meta_model(config: Config) -> SegmentationModel:
     """The model of a configuration on the meta device: it takes no memory yet."""
     with torch.device("meta"):
-        return build_model(config)
+        return SegmentationModel.from_config(config)
 
 
 def load_weights(model: SegmentationModel, state: Mapping[str, Tensor],

@@ -24,6 +24,7 @@ from nestedseg.decoder.compiler import head_name
 from nestedseg.decoder.meta import meta_copy, own_tensors
 from nestedseg.hub import storage
 from nestedseg.hub.contract import Saved
+from nestedseg.hub.rebuilt import check_rebuilt
 from nestedseg.topology.graph import Graph
 
 CHECKSUM = "sha256"  # in the config, of the one file; in the index, before the name of each
@@ -49,7 +50,15 @@ class Source(Protocol):
 
 
 def save(directory: Path, config: Mapping[str, Any], model: Saved) -> None:
-    """Writes config, weights and, of several heads, the index, in place of an earlier model's."""
+    """Writes config, weights and, of several heads, the index, in place of an earlier model's.
+
+    Raises:
+        ValueError: it is not the model that its config builds, or its weights are not finite.
+    """
+    rebuilt = model._rebuild()
+    check_rebuilt(model, rebuilt)
+    with blamed("cannot save the model"):
+        check_values(own_tensors(rebuilt), own_tensors(model))
     files = split_by_depth(model)
     writers: dict[str, storage.Writer] = {file: _weights_writer(model, names)
                                           for file, names in files.items()}

@@ -33,6 +33,10 @@ class Saved(nn.Module):
         """The model that ends in the head of this depth, of a model that has depths."""
         raise NotImplementedError
 
+    def _rebuild(self) -> nn.Module:
+        """The model that its config builds, on the meta device."""
+        raise NotImplementedError
+
     def _make_card(self, repo_id: str, config: Mapping[str, Any], license: str | None,
                    pictures: Mapping[str, str]) -> huggingface_hub.ModelCard:
         """The model card.

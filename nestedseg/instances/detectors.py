@@ -188,6 +188,10 @@ class Detector(HubModel):
         channels = self._config.pyramid.encoder.in_channels
         return {"input_range": [0.0, 1.0], "mean": [0.0] * channels, "std": [1.0] * channels}
 
+    def _rebuild(self) -> Detector:
+        with torch.device("meta"):
+            return build_detector(self._config)
+
     def _make_card(self, repo_id: str, config: Mapping[str, Any], license: str | None,
                    pictures: Mapping[str, str]) -> huggingface_hub.ModelCard:
         return card.make_detector_card(self, repo_id, config, license, pictures)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nestedseg.base.errors import wholes
-from nestedseg.decoder.compiler import build_decoder
-from nestedseg.encoders import Options, build_encoder, describe_encoder
+from nestedseg.encoders import Options, describe_encoder
 from nestedseg.models.config import Config
 from nestedseg.models.model import SegmentationModel
-from nestedseg.models.network import fuse_parts
 from nestedseg.models.sizes import padding
 from nestedseg.models.targets import choose_task
 from nestedseg.topology.graph import MAX_CHANNELS, Graph, position
 from nestedseg.topology.rules import resolve
 
-MAX_PAD = 4096  # pixels, for models that others made
 SUM_WIDTH = 128  # that of the branch that merges a feature pyramid: Kirillov et al., 2019
 
 
@@ -134,28 +130,7 @@ def create(
         pad_multiple=multiple, pad_smallest=smallest,
         preprocessing=body.preprocessing,
         **vars(options) | {"image_size": body.fixed_size, "class_names": class_names})
-    return build_model(config, encoder_weights)
-
-
-def build_model(config: Config,
-                encoder_weights: str | Path | bool | None = None) -> SegmentationModel:
-    """The model of a configuration, with random weights but for the encoder's.
-
-    Raises:
-        ValueError: the parts of the configuration do not fit together.
-    """
-    body = describe_encoder(config.encoder_options)
-    needed, _ = padding(config.graph, body, config.decoder_channels, config.norm)
-    if any(m % n or m > max(n, MAX_PAD) for m, n in zip(config.pad_multiple, needed)):
-        raise ValueError(f"pad_multiple {config.pad_multiple} is no multiple of {needed}")
-    encoder = build_encoder(config.encoder_options, config.style, encoder_weights,
-                            config.graph.levels)
-    decoder = build_decoder(config.graph, body.levels, config.classes, config.decoder_channels,
-                            config.style, head_kernel=config.head_kernel)
-    if not config.fused:
-        return SegmentationModel(config, encoder, decoder)
-    model = SegmentationModel(replace(config, fused=False), encoder, decoder)
-    return SegmentationModel(config, *fuse_parts(model.eval()))
+    return SegmentationModel.from_config(config, encoder_weights)
 
 
 def default_widths(graph: Graph, encoder_channels: Sequence[int] | None) -> tuple[int, ...]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import torch
 
 from nestedseg.hub.hub_model import HubModel
 from nestedseg.models import card, export
@@ -83,6 +85,10 @@ class SegmentationModel(Network, HubModel):
             ImportError: the extra "export" is not installed.
         """
         export.write(self, Path(path), format, depth, ensemble, dynamic, probabilities, half)
+
+    def _rebuild(self) -> SegmentationModel:
+        with torch.device("meta"):
+            return SegmentationModel.from_config(replace(self._config, output=self.output))
 
     def _make_card(self, repo_id: str, config: Mapping[str, Any], license: str | None,
                    pictures: Mapping[str, str]) -> huggingface_hub.ModelCard:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nestedseg.decoder.compiler import Decoder
+from nestedseg.decoder.compiler import Decoder, build_decoder
 from nestedseg.decoder.fuse import fold_batch_norms, fuse_decoder
 from nestedseg.decoder.kernels import layout_of
 from nestedseg.decoder.layers import batch_norms
 from nestedseg.decoder.recomputation import set_checkpointing
-from nestedseg.encoders import Encoder
+from nestedseg.encoders import Encoder, build_encoder, describe_encoder
 from nestedseg.models.config import Config, check_output
 from nestedseg.models.evaluating import eval_mode
 from nestedseg.models.outputs import ensemble, probabilities
-from nestedseg.models.sizes import crop, pad, resize_all
+from nestedseg.models.sizes import crop, pad, padding, resize_all
 from nestedseg.models.targets import Task
 from nestedseg.topology.graph import Graph
+
+MAX_PAD = 4096  # pixels, for models that others made
 
 Kind = TypeVar("Kind", bound="Network")
 
@@ -42,6 +45,27 @@ class Network(nn.Module):
         self._norms_frozen = False
         if config.fused:
             self.requires_grad_(False).eval()
+
+    @classmethod
+    def from_config(cls: type[Kind], config: Config,
+                    encoder_weights: str | Path | bool | None = None) -> Kind:
+        """The model of a configuration, with random weights but for the encoder's.
+
+        Raises:
+            ValueError: the parts of the configuration do not fit together.
+        """
+        body = describe_encoder(config.encoder_options)
+        needed, _ = padding(config.graph, body, config.decoder_channels, config.norm)
+        if any(m % n or m > max(n, MAX_PAD) for m, n in zip(config.pad_multiple, needed)):
+            raise ValueError(f"pad_multiple {config.pad_multiple} is no multiple of {needed}")
+        encoder = build_encoder(config.encoder_options, config.style, encoder_weights,
+                                config.graph.levels)
+        decoder = build_decoder(config.graph, body.levels, config.classes,
+                                config.decoder_channels, config.style,
+                                head_kernel=config.head_kernel)
+        if not config.fused:
+            return cls(config, encoder, decoder)
+        return cls(config, *fuse_parts(cls(replace(config, fused=False), encoder, decoder).eval()))
 
     # -- what it is ---------------------------------------------------------------------------
 

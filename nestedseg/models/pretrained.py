@@ -8,7 +8,6 @@ from nestedseg.base.errors import blamed
 from nestedseg.decoder.meta import fill_weights, own_tensors
 from nestedseg.hub import checkpoint, storage
 from nestedseg.models.config import Config
-from nestedseg.models.factory import build_model
 from nestedseg.models.model import SegmentationModel
 
 
@@ -23,7 +22,8 @@ def load_model(source: checkpoint.Source, data: dict[str, object],
     with blamed(source.where(layout.file)):
         checkpoint.check_nodes(config.graph, layout)
     with blamed(source.where(storage.CONFIG)), torch.device("meta"):
-        model = build_model(config)  # takes no memory yet: a stranger's config may ask for any size
+        # takes no memory yet: a stranger's config may ask for any size
+        model = SegmentationModel.from_config(config)
     known = model.state_dict().keys() if config == whole else None
     fill_weights(model, checkpoint.read_weights(source, layout, own_tensors(model), known))
     return model

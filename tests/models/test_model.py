@@ -14,7 +14,7 @@ from torch import nn
 
 import nestedseg
 from nestedseg.models.config import Config
-from nestedseg.models.factory import build_model
+from nestedseg.models.model import SegmentationModel
 from nestedseg.training.losses import DeepSupervision, HybridLoss
 
 TINY = {"encoder_channels": (4, 6, 8)}
@@ -315,7 +315,7 @@ def test_config_is_json_and_rebuilds_the_model(make):
     model = make()
     text = json.dumps(model.config, allow_nan=False)
     assert json.loads(text) == model.config
-    rebuilt = build_model(Config.from_dict(json.loads(text)))
+    rebuilt = SegmentationModel.from_config(Config.from_dict(json.loads(text)))
     assert rebuilt.config == model.config
     assert rebuilt.graph == model.graph and rebuilt.output == model.output
     given, expected = rebuilt.state_dict(), model.state_dict()
