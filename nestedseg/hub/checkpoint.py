@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nestedseg.base.errors import blamed, show
 from nestedseg.base.version import __version__
-from nestedseg.decoder.blocks import WEIGHTLESS
+from nestedseg.decoder.blocks import has_tensors
 from nestedseg.decoder.compiler import head_name
 from nestedseg.decoder.meta import meta_copy, own_tensors
 from nestedseg.hub import storage
@@ -230,7 +230,9 @@ def check_nodes(graph: Graph, layout: Layout) -> None:
     Raises:
         ValueError: naming some.
     """
-    nodes = [name for name, node in graph.nodes.items() if node.block not in WEIGHTLESS]
+    blocks = {node.block for node in graph.nodes.values()}
+    empty = {block for block in blocks if block is not None and not has_tensors(block)}
+    nodes = [name for name, node in graph.nodes.items() if node.block not in empty]
     wanted = {f"decoder.{name}" for name in (*nodes, *map(head_name, graph.heads))}
     check_names(wanted, {".".join(name.split(".")[:2]) for name in layout.places}, None,
                 "its config")

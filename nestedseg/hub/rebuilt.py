@@ -1,8 +1,8 @@
 """Whether a model is what its config says, so that loading it gives the same model again.
 
-A config holds no code. What a user has changed in a model besides its weights would be lost, and the
-loaded model would be another function. So a model is compared, before it is saved, with the one that
-its config builds.
+A config holds no code. What a user has changed in a model besides its weights would be lost, and
+the loaded model would be another function. So a model is compared, before it is saved, with the one
+that its config builds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from nestedseg.decoder.meta import own_tensors
 # Parts of names that torch gives to what computes a weight, and how to be rid of them.
 COMPUTED = {
     ".parametrizations.": "torch.nn.utils.parametrize.remove_parametrizations",
-    "weight_orig": "torch.nn.utils.remove_spectral_norm or torch.nn.utils.prune.remove",
+    "weight_orig": "torch.nn.utils.remove_spectral_norm",
+    "weight_mask": "torch.nn.utils.prune.remove",
     "weight_g": "torch.nn.utils.remove_weight_norm",
     "lora_": "merge the adapter into the weights (in peft: merge_and_unload)",
 }
@@ -69,9 +70,9 @@ def check_modules(modules: Mapping[str, nn.Module], expected: Mapping[str, nn.Mo
                              f"module {path!r}, {show(module)}; remove it, {STATE_DICT}")
         ours, theirs = settings_of(module), settings_of(expected[path])
         if ours != theirs:
-            raise ValueError(f"cannot save the model: {path!r} is {ours}, its config says {theirs}. "
-                             "Where `nestedseg.create` has an option for that, use it; else put "
-                             f"the original back, {STATE_DICT}")
+            raise ValueError(f"cannot save the model: {path!r} is {ours}, its config says "
+                             f"{theirs}. Where `nestedseg.create` has an option for that, use it; "
+                             f"else put the original back, {STATE_DICT}")
         if "forward" in vars(module):
             raise ValueError(f"cannot save the model: {path!r} has a forward of its own, which is "
                              f"no part of a config; remove it (del module.forward), {STATE_DICT}")
