@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import runpy
 import sys
 from doctest import DocTest
@@ -85,3 +86,21 @@ def run(script: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str
     monkeypatch.setattr(sys, "argv", [str(script), "--epochs", "1", *map(str, words)])
     runpy.run_path(str(script), run_name="__main__")
     assert (folder / "runs" / LEFT[script.stem]).is_file()
+
+
+def test_the_notebook_was_run_from_top_to_bottom_and_is_small():
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert notebook["nbformat"] == 4
+    assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
+    assert NOTEBOOK.stat().st_size < 150_000, "run python docs/run_notebook.py"
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch):
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("nbclient")
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from run_notebook import execute
+
+    execute(nbformat.read(NOTEBOOK, as_version=4))
