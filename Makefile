@@ -6,7 +6,7 @@
 #   make types                         the types of the package, by mypy; `make test` does it first
 #   make test-slow                     the long sweeps that `make test` leaves out, and the Hub's clients
 #   make test-oldest                   the suite with the oldest versions that are supported
-#   make docs                          the documentation, in site/, and every block on its pages run
+#   make docs                          the documentation, in site/, its blocks and the examples run
 #   make wheel                         sdist and wheel, in dist/, tried in an empty environment
 #   make clean                         remove what the above made
 
@@ -41,7 +41,7 @@ test-oldest:
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
-	$(BIN)/python -m pytest -m "slow or not slow" -k block tests/docs
+	$(BIN)/python -m pytest -m "slow or not slow" -k "block or example" tests/docs
 
 wheel:
 	tests/wheel.sh $(PYTHON)

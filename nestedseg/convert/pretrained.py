@@ -83,6 +83,16 @@ def from_pretrained(
         HubError: a file cannot be downloaded, or came damaged (an `OSError`).
         FileNotFoundError: there is no such folder, or a file is missing.
         ValueError: a file is damaged, or its content is not what it should be.
+
+    Examples:
+        >>> import torch
+        >>> import nestedseg
+        >>> nestedseg.create("unetpp", deep_supervision=True).save_pretrained("nuclei")
+        >>> model = nestedseg.from_pretrained("nuclei")
+        >>> model.depths, model.predict(torch.rand(1, 3, 100, 75)).shape
+        ((1, 2, 3, 4), torch.Size([1, 1, 100, 75]))
+        >>> nestedseg.from_pretrained("nuclei", depth=2).depths  # reads what depth 2 needs
+        (2,)
     """
     source = open_source(repo_or_dir, revision=revision, cache_dir=cache_dir, token=token,
                          local_files_only=local_files_only, force_download=force_download)

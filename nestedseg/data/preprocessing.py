@@ -52,6 +52,17 @@ def preprocess(image: np.ndarray, model: Preprocessed, moments: Moments | None =
     Raises:
         ValueError: wrong number of axes or channels.
         TypeError: another type of number.
+
+    Examples:
+        >>> import numpy as np
+        >>> import nestedseg
+        >>> model = nestedseg.create("unetpp", "resnet18")
+        >>> image = np.full((100, 75, 3), 255, np.uint8)
+        >>> x = nestedseg.preprocess(image, model)
+        >>> x.shape, x.dtype
+        (torch.Size([1, 3, 100, 75]), torch.float32)
+        >>> x[0, :, 0, 0]  # white, less ImageNet's mean, over its standard deviation
+        tensor([2.2489, 2.4286, 2.6400])
     """
     dims, channels = model.config.get("dims", 2), len(model.preprocessing["mean"])
     image = image[..., None] if image.ndim == dims else image

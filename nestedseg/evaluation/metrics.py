@@ -51,10 +51,14 @@ class SegmentationScores:
             between 0 and 1.
 
     Examples:
-        >>> scores = SegmentationScores("multiclass", classes=3)
-        >>> for image, target in batches:
-        ...     scores.update(model(image), target)
-        >>> scores.compute()["iou"]["mean"]
+        >>> import torch
+        >>> from nestedseg.metrics import SegmentationScores
+        >>> scores = SegmentationScores("binary")
+        >>> logits = torch.tensor([[[[2.0, 2.0, -1.0, -1.0]]]])  # (N, classes, H, W)
+        >>> scores.update(logits, torch.tensor([[[1, 0, 0, 1]]]))
+        >>> scores.update(logits, torch.tensor([[[1, 1, 0, 0]]]))  # the next batch
+        >>> scores.compute()["iou"]
+        {'mean': 0.6, 'per_class': [0.6]}
     """
 
     def __init__(self, task: Task = "binary", classes: int = 1, threshold: float = 0.5) -> None:

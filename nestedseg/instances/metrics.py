@@ -29,10 +29,13 @@ class InstanceScores:
     TMI 2020, Table V, doi:10.1109/TMI.2019.2959609.
 
     Examples:
+        >>> import numpy as np
+        >>> from nestedseg.instances import InstanceScores
         >>> scores = InstanceScores()
-        >>> for image, truth in images:
-        ...     scores.update(predict(image), truth)
-        >>> scores.compute()["score"]
+        >>> scores.update(predicted=np.array([[1, 1, 0, 3]]), truth=np.array([[1, 1, 0, 2]]))
+        >>> scores.update(predicted=np.array([[1, 1, 0, 0]]), truth=np.array([[1, 1, 0, 2]]))
+        >>> scores.compute()["score"]  # all found in the first image, half of them in the next
+        0.75
     """
 
     def __init__(self) -> None:

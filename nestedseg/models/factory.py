@@ -115,6 +115,19 @@ def create(
         ValueError: an unknown name, or numbers that do not fit together.
         GraphError: a malformed topology.
         OSError: encoder weights that cannot be fetched or read.
+
+    Examples:
+        >>> import torch
+        >>> import nestedseg
+        >>> model = nestedseg.create("unetpp", "resnet18", classes=3, in_channels=1)
+        >>> model.eval()(torch.rand(2, 1, 100, 75)).shape  # any height and width
+        torch.Size([2, 3, 100, 75])
+
+        With deep supervision, training mode gives the logits of every head, shallow -> deep:
+
+        >>> model = nestedseg.create("unetpp", deep_supervision=True)
+        >>> [tuple(logits.shape) for logits in model(torch.rand(2, 3, 64, 64))]
+        [(2, 1, 64, 64), (2, 1, 64, 64), (2, 1, 64, 64), (2, 1, 64, 64)]
     """
     sequences: dict[str, Any] = {  # which `Options` makes tuples of
         "encoder_channels": encoder_channels if encoder == "plain" else None,

@@ -37,6 +37,15 @@ class SegmentationModel(Network, HubModel):
 
         Raises:
             ValueError: a number out of bounds.
+
+        Examples:
+            >>> import torch
+            >>> import nestedseg
+            >>> model = nestedseg.create("unetpp", "resnet18")
+            >>> groups = model.parameter_groups(lr=1e-3, encoder_lr_scale=0.1, weight_decay=1e-2)
+            >>> optimizer = torch.optim.AdamW(groups)
+            >>> [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+            [(0.0001, 0.01), (0.0001, 0.0), (0.001, 0.01), (0.001, 0.0)]
         """
         return parameter_groups(self, lr, encoder_lr_scale, weight_decay)
 

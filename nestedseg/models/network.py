@@ -139,6 +139,14 @@ class Network(nn.Module):
 
         Args:
             x: as of `forward`.
+
+        Examples:
+            >>> import torch
+            >>> import nestedseg
+            >>> model = nestedseg.create("unetpp", classes=3, depth=2, deep_supervision=True)
+            >>> heads = model.forward_heads(torch.rand(2, 3, 64, 64))
+            >>> {depth: tuple(logits.shape) for depth, logits in heads.items()}
+            {1: (2, 3, 64, 64), 2: (2, 3, 64, 64)}
         """
         return dict(zip(self.depths, self._logits(x, self.depths)))
 
@@ -150,6 +158,14 @@ class Network(nn.Module):
 
         Args:
             x: as of `forward`.
+
+        Examples:
+            >>> import torch
+            >>> import nestedseg
+            >>> model = nestedseg.create("unetpp", classes=3, depth=2)
+            >>> probabilities = model.predict(torch.rand(2, 3, 100, 75))
+            >>> probabilities.shape, probabilities.argmax(dim=1).shape
+            (torch.Size([2, 3, 100, 75]), torch.Size([2, 100, 75]))
         """
         training = [module for module in self.modules() if module.training]
         self.eval()
@@ -263,6 +279,18 @@ class Network(nn.Module):
 
         Raises:
             GraphError: there is no head at this depth; train with ``deep_supervision=True``.
+
+        Examples:
+            >>> import torch
+            >>> import nestedseg
+            >>> model = nestedseg.create("unetpp", deep_supervision=True).eval()
+            >>> model.depths
+            (1, 2, 3, 4)
+            >>> small, images = model.prune(depth=2), torch.rand(1, 3, 64, 64)
+            >>> torch.equal(small(images), model.forward_heads(images)[2])
+            True
+            >>> [sum(weight.numel() for weight in each.parameters()) for each in (model, small)]
+            [9159780, 518401]
         """
         config = self._config.prune(depth)
         encoder = copy.deepcopy(self.encoder).keep(config.graph.levels)
@@ -285,6 +313,16 @@ class Network(nn.Module):
                 faster one on most devices.
             compile: also by ``torch.compile``, on the first image of each size. Call it within
                 ``torch.no_grad()``: on a CPU the weights are then laid out for its convolutions.
+
+        Examples:
+            >>> import torch
+            >>> import nestedseg
+            >>> model = nestedseg.create("unetpp", "resnet18").eval()
+            >>> fused, images = model.fuse(), torch.rand(1, 3, 100, 75)
+            >>> fused(images).shape
+            torch.Size([1, 1, 100, 75])
+            >>> torch.allclose(fused(images), model(images), atol=1e-4)
+            True
         """
         model, before = copy.deepcopy(self).eval(), next(self.parameters()).dtype
         if not self._config.fused:

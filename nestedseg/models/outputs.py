@@ -38,6 +38,11 @@ def choose_depth(scores: Mapping[int, float], tolerance: float = 0.0) -> int:
 
     Raises:
         ValueError: no scores, a score that is no number, or a negative tolerance.
+
+    Examples:
+        >>> import nestedseg
+        >>> nestedseg.choose_depth({1: 0.81, 2: 0.88, 3: 0.893, 4: 0.89}, tolerance=0.005)
+        3
     """
     if not scores or not all(math.isfinite(score) for score in scores.values()):
         raise ValueError(f"expected a finite score for each depth, got {dict(scores)}")

@@ -29,6 +29,16 @@ def predict_image(model: SegmentationModel, image: np.ndarray,
 
     Raises:
         ValueError: an image that does not fit the model.
+
+    Examples:
+        >>> import nestedseg
+        >>> from nestedseg.data import synthetic_nuclei
+        >>> from nestedseg.prediction import predict_image, to_mask
+        >>> model = nestedseg.create("unetpp", in_channels=1, depth=2)
+        >>> images, _ = synthetic_nuclei(1, size=100)
+        >>> probabilities = predict_image(model, images[0])
+        >>> images[0].shape, probabilities.shape, to_mask(probabilities, model.task).shape
+        ((100, 100), torch.Size([1, 100, 100]), (100, 100))
     """
     model.eval()
     x = _tensor(image, model)

@@ -102,8 +102,15 @@ class Graph:
             than 1,000 nodes or 20,000 inputs.
 
     Examples:
-        >>> Graph(nodes={"x0_1": ["x0_0", "x1_0"]}, heads=["x0_1"]).depth
-        1
+        >>> from nestedseg import Graph
+        >>> graph = Graph(nodes={"x0_1": ["x0_0", "x1_0"],
+        ...                      "x1_1": ["x1_0", "x2_0"],
+        ...                      "x0_2": ["x0_0", "x0_1", "x1_1"]},
+        ...               heads=["x0_1", "x0_2"])
+        >>> graph.depth, graph.depths, graph.order()
+        (2, (1, 2), ('x0_1', 'x1_1', 'x0_2'))
+        >>> graph.prune(1).to_json(indent=None)
+        '{"nodes": {"x0_1": ["x0_0", "x1_0"]}, "heads": ["x0_1"]}'
     """
 
     nodes: Mapping[str, Node]

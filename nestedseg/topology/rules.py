@@ -30,6 +30,16 @@ def register_topology(name: str) -> Callable[[Rule], Rule]:
 
     Raises:
         ValueError: the name is taken.
+
+    Examples:
+        >>> import nestedseg
+        >>> @nestedseg.register_topology("neighbours")
+        ... def neighbours(i, j, depth):
+        ...     return [f"x{i}_{j - 1}", f"x{i + 1}_{j - 1}"]
+        >>> nestedseg.topology("neighbours", depth=2).to_dict()["nodes"]
+        {'x0_1': ['x0_0', 'x1_0'], 'x1_1': ['x1_0', 'x2_0'], 'x0_2': ['x0_1', 'x1_1']}
+        >>> nestedseg.create("neighbours").depths
+        (4,)
     """
     def register(rule: Rule) -> Rule:
         if name in _RULES or name in _PYRAMIDS or name in _ALIASES:

@@ -63,6 +63,27 @@ def fit(model: SegmentationModel | Detector, train: LabelledImages, validation: 
         ValueError: the folder holds a run and ``resume`` is false; it holds another run; the
             labels hold no foreground; or the images do not fit the model.
         FloatingPointError: the loss is no longer a finite number.
+
+    Examples:
+        >>> import os
+        >>> import cv2
+        >>> import nestedseg
+        >>> from nestedseg.data import LabelledImages, find_pairs, split_pairs, synthetic_nuclei
+        >>> from nestedseg.training import Settings, fit
+        >>> for folder, pictures in zip(("images", "labels"), synthetic_nuclei(4, size=64)):
+        ...     os.mkdir(folder)
+        ...     files = [cv2.imwrite(f"{folder}/{n}.png", each) for n, each in enumerate(pictures)]
+        >>> train, validation = (LabelledImages(pairs, binary=True)
+        ...                      for pairs in split_pairs(find_pairs("images", "labels"), 0.25))
+        >>> model = nestedseg.create("unetpp", in_channels=1, depth=2, deep_supervision=True)
+        >>> model.set_preprocessing(**train.preprocessing())
+        >>> history = fit(model, train, validation, "run", Settings(epochs=1, batch=2, patch=64))
+        unetpp over plain, depths [1, 2]: 2 batches an epoch, 1 validation images, ...
+        epoch   1/1  loss ...  val IoU ...
+        >>> list(history[0].scores)  # the IoU of each depth
+        ['1', '2']
+        >>> nestedseg.from_pretrained("run/model").depths  # the best epoch's weights
+        (1, 2)
     """
     return _Trainer(model, train, validation, Path(run), settings or Settings(), log).fit(resume)
 

@@ -65,6 +65,16 @@ class HybridLoss(_SegmentationLoss):
 
     Raises:
         ValueError: if the task is unknown.
+
+    Examples:
+        >>> import torch
+        >>> from nestedseg.losses import HybridLoss
+        >>> logits = torch.zeros(2, 3, 64, 64, requires_grad=True)
+        >>> labels = torch.randint(0, 3, (2, 64, 64))
+        >>> loss = HybridLoss("multiclass")(logits, labels)
+        >>> loss.backward()
+        >>> loss.shape, logits.grad.shape
+        (torch.Size([]), torch.Size([2, 3, 64, 64]))
     """
 
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -122,6 +132,17 @@ class DeepSupervision(nn.Module):
     Raises:
         ValueError: if a weight is negative or not finite; when called, if there is no head, or
             not one weight for each.
+
+    Examples:
+        >>> import torch
+        >>> import nestedseg
+        >>> from nestedseg.losses import DeepSupervision, HybridLoss
+        >>> model = nestedseg.create("unetpp", depth=3, deep_supervision=True)
+        >>> loss = DeepSupervision(HybridLoss(model.task), weights=(0.5, 0.5, 1))
+        >>> images, labels = torch.rand(2, 3, 64, 64), torch.randint(0, 2, (2, 64, 64))
+        >>> logits = model(images)
+        >>> len(logits), logits[0].shape, loss(logits, labels).shape
+        (3, torch.Size([2, 1, 64, 64]), torch.Size([]))
     """
 
     def __init__(
