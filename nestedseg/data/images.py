@@ -15,7 +15,7 @@ SPACING = (1.0, 1.0)  # pixels are square, and their size is not known
 
 def read_image_pair(pair: Pair, spacing: Sequence[float] | None = None
               ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
-    """Image, label and spacing, as `nestedseg.data.volumes.read_pair` gives them.
+    """Image, label and spacing, as `nestedseg.data.volumes.read_volume_pair` gives them.
 
     Raises:
         ValueError: a file that cannot be read, a label of another size than its image, or a
