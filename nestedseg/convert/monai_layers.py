@@ -61,7 +61,8 @@ def one_kind(layers: Mapping[str, nn.Module], paths: Sequence[str],
     for path in paths:
         kind = describe(layers[path])
         if kind is None:
-            raise refuse(path, " ".join(str(layers[path]).split()))
+            layer = " ".join(str(layers[path]).split())
+            raise refuse(path, f"it is {layer}, which has no counterpart here")
         found = kind if found is None else found
         if kind != found:
             raise refuse(path, f"it is {show(kind)}, but {paths[0]!r} is {show(found)}, and all "

@@ -106,7 +106,7 @@ class MonaiConfig:
                 raise TypeError(f"{key} must be true or false, got {show(given[key])}")
         upsample = given["upsample"]
         if upsample not in UPSAMPLINGS:
-            raise refuse("upcat_*.upsample", f"upsample={show(upsample)}; "
+            raise refuse("upcat_*.upsample", f"unsupported upsample={show(upsample)}; "
                          f"{nearest(upsample, UPSAMPLINGS)}")
         norm = given["norm"] or None
         return cls(network, whole("spatial_dims", given["spatial_dims"], 2, 3),
@@ -130,11 +130,11 @@ def read_kind(letter: str, value: Any, kinds: Mapping[str, Kind]) -> Choice:
     """
     name, options = split_option(value)
     if not isinstance(name, str) or name.lower() not in kinds:
-        raise refuse(f"*.adn.{letter}", f"{show(value)}; {nearest(name, kinds)}")
+        raise refuse(f"*.adn.{letter}", f"unsupported {show(value)}; {nearest(name, kinds)}")
     kind = kinds[name.lower()]
     for key, given in options.items():
         if key not in (*kind.kept, *kind.fixed, *FREE) or kind.fixed.get(key, given) != given:
-            raise refuse(f"*.adn.{letter}", f"{name!r} with {key}={show(given)}")
+            raise refuse(f"*.adn.{letter}", f"unsupported: {name!r} with {key}={show(given)}")
     kept = {own: options.get(key, default) for key, (own, default) in kind.kept.items()}
     return {"name": kind.name, **kept} if kept else kind.name
 

@@ -177,8 +177,8 @@ def live_config(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str,
     layers = leaves(model)
     for path, layer in layers.items():
         if not path.startswith("encoder.") and type(layer).__name__ not in KNOWN:
-            raise refuse(path, f"a {type(layer).__name__}")
+            raise refuse(path, f"it is a {type(layer).__name__}, which has no counterpart here")
     last = layers["segmentation_head.2.activation"]  # a class given as activation is not recorded
     if getattr(last, "dim", None) not in (None, 1):
-        raise refuse("segmentation_head.2.activation", f"a {last}")
+        raise refuse("segmentation_head.2.activation", f"it is a {last}, not over the classes")
     return config | {"activation": LAST.get(type(last).__name__, type(last).__name__)}

@@ -81,8 +81,8 @@ class SmpConfig:
             choose("decoder_attention_type", attention, ["scse"])
         activation = config.get("activation")
         if not isinstance(activation, (str, type(None))) or activation not in ACTIVATIONS:
-            raise refuse("segmentation_head.2", f"the activation {show(activation)}; outputs here "
-                         "are logits, and predict() gives their sigmoid or softmax")
+            raise refuse("segmentation_head.2", f"unsupported activation {show(activation)}; "
+                         "models here return logits, and predict() their sigmoid or softmax")
         return cls(
             architecture, _text("encoder_name", config.get("encoder_name", "resnet34")), depth,
             channels, parse_norm(config), attention is not None,
@@ -114,13 +114,15 @@ def parse_norm(config: Mapping[str, Any]) -> Choice | None:
         raise refuse("decoder.blocks.*.conv1.1", "it is a LayerNorm over the image's last axis, "
                      "which works only if the image's width equals the number of channels")
     if kind not in NORMS:
-        raise refuse("decoder.blocks.*.conv1.1", f"the norm {show(kind)}; {nearest(kind, NORMS)}")
+        raise refuse("decoder.blocks.*.conv1.1",
+                     f"unsupported norm {show(kind)}; {nearest(kind, NORMS)}")
     if kind == "identity":
         return None
     statistics = kind == "batchnorm"
     for key, has in (("affine", True), ("track_running_stats", statistics)):
         if options.pop(key, has) is not has:
-            raise refuse("decoder.blocks.*.conv1.1", f"{kind} with {key}={not has}")
+            raise refuse("decoder.blocks.*.conv1.1",
+                         f"unsupported: {kind} with {key}={not has}; only {has} can be converted")
     if not statistics:
         options.pop("momentum", None)  # instance norm keeps no statistics
     return {"name": kind.removesuffix("norm"), **options}
