@@ -34,7 +34,9 @@ MOVED = {
     "summary": "models.summary", "targets": "models.targets", "tasks": "training.tasks",
     "topologies": "topology.rules", "version": "base.version",
 }
-RENAMED = {"nodes.Node": "NodeModule"}  # classes that pickles of whole models refer to
+# Names that changed with their module. Pickles of whole models refer to the first.
+RENAMED = {"nodes.Node": "NodeModule", "tasks.Task": "TrainingTask",
+           "tasks.PixelTask": "SemanticTask"}
 
 
 class StandIn(ModuleType):

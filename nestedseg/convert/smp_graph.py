@@ -7,22 +7,22 @@ has a block without a skip there, and a ``UnetPlusPlus`` only one block instead 
 
 For an encoder of depth 5 with a feature at every stride from 2 to 32:
 
-=================================  ==========================  ================================
-module in SMP                      node and module here        inputs of the node, in order
-=================================  ==========================  ================================
-Unet: decoder.blocks.0             x4_1                        x5_0, x4_0
-Unet: decoder.blocks.1             x3_2                        x4_1, x3_0
-Unet: decoder.blocks.3             x1_4                        x2_3, x1_0
-Unet: decoder.blocks.4             x0_5                        x1_4
-UnetPlusPlus: decoder.blocks.x_0_0  x4_1                       x5_0, x4_0
-UnetPlusPlus: decoder.blocks.x_1_1  x3_1                       x4_0, x3_0
-UnetPlusPlus: decoder.blocks.x_0_1  x3_2                       x4_1, x3_1, x3_0
-UnetPlusPlus: decoder.blocks.x_0_3  x1_4                       x2_3, x1_3, x1_2, x1_1, x1_0
-UnetPlusPlus: decoder.blocks.x_0_4  x0_5                       x1_4
-both: decoder.blocks.*.conv1.0     decoder.<node>.block.conv1
-both: decoder.blocks.*.conv1.1     decoder.<node>.block.norm1
-both: segmentation_head.0          decoder.head_x0_5
-=================================  ==========================  ================================
+==================================  ==========================  ============================
+module in SMP                       here                        inputs of the node, in order
+==================================  ==========================  ============================
+Unet: decoder.blocks.0              x4_1                        x5_0, x4_0
+Unet: decoder.blocks.1              x3_2                        x4_1, x3_0
+Unet: decoder.blocks.3              x1_4                        x2_3, x1_0
+Unet: decoder.blocks.4              x0_5                        x1_4
+UnetPlusPlus: decoder.blocks.x_0_0  x4_1                        x5_0, x4_0
+UnetPlusPlus: decoder.blocks.x_1_1  x3_1                        x4_0, x3_0
+UnetPlusPlus: decoder.blocks.x_0_1  x3_2                        x4_1, x3_1, x3_0
+UnetPlusPlus: decoder.blocks.x_0_3  x1_4                        x2_3, x1_3, x1_2, x1_1, x1_0
+UnetPlusPlus: decoder.blocks.x_0_4  x0_5                        x1_4
+decoder.<block>.conv1.0             decoder.<node>.block.conv1
+decoder.<block>.conv1.1             decoder.<node>.block.norm1
+segmentation_head.0                 decoder.head_x0_5
+==================================  ==========================  ============================
 
 SMP names the blocks of UNet++ x_{d}_{i}: i counts rows from the deepest, d counts blocks of a row
 from the last. So x_{d}_{i} is x{4 - i}_{i - d + 1}, and its skips come in reverse order.

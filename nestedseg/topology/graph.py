@@ -73,7 +73,7 @@ class Node:
         return position(self.name)[0]
 
     def to_value(self) -> list[str] | dict[str, Any]:
-        """The node's JSON value: a plain list of inputs, or an object where more must be said."""
+        """The node's JSON value: a list of inputs, or an object if other options are set."""
         value: dict[str, Any] = {"inputs": list(self.inputs)}
         for field in fields(self)[2:]:
             if getattr(self, field.name) != field.default:
@@ -278,11 +278,11 @@ class Graph:
         return drawing.mermaid(self)
 
     def to_svg(self, keep: int | None = None) -> str:
-        """The grid of the paper's Fig. 1 as an SVG text.
+        """The graph as an SVG text, drawn as a grid like the paper's Fig. 1.
 
         Args:
             keep: a depth; nodes that this depth does not need are drawn grey, as in Fig. 2.
-                Default: none is.
+                Default: no node is grey.
 
         Raises:
             GraphError: there is no head at this depth.
