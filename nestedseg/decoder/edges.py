@@ -22,10 +22,11 @@ TRANSPOSED = tuple(CONV_TRANSPOSE.values())
 
 
 class Edge(nn.Module):
-    """Brings one input of a node to the node's resolution, and to its width where asked.
+    """Brings one input of a node to the node's resolution, and to another width where needed.
 
-    Deeper inputs are up-sampled, shallower ones max-pooled, the others pass. Parameters exist only
-    where needed: ``up`` for transposed convolutions, ``project`` (1x1) for other widths in a sum.
+    Inputs from deeper rows are up-sampled, inputs from shallower rows max-pooled, inputs from the
+    same row passed on. There are parameters only where needed: ``up`` is a transposed convolution,
+    ``project`` a 1x1 convolution that changes the width, for a sum or for ``up_channels``.
     """
 
     def __init__(self, source: Level, target: Level, style: Style, project: bool,
@@ -51,16 +52,16 @@ class Edge(nn.Module):
 
     @property
     def composes(self) -> bool:
-        """Whether it is nearest up-sampling and nothing else."""
+        """Whether the edge is only nearest up-sampling, which a kernel can be composed with."""
         return self.rises and self.mode == "nearest" and "project" not in self._modules
 
     @property
     def transposes(self) -> bool:
-        """Whether it is a transposed convolution."""
+        """Whether the edge is a transposed convolution."""
         return "up" in self._modules
 
     def forward(self, x: Tensor) -> Tensor:
-        if "project" in self._modules:  # before up-sampling, with which it commutes: fewer pixels
+        if "project" in self._modules:  # before up-sampling: the same result from fewer pixels
             x = self.project(x)
         if self.transposes:
             return self.up(x)
@@ -76,7 +77,7 @@ class Edge(nn.Module):
 
 
 def alteration_of_edge(edge: nn.Module) -> str | None:
-    """What has been done to an edge since it was made; see `nestedseg.decoder.untouched`."""
+    """What a user has changed about an edge; see `nestedseg.decoder.untouched.alteration`."""
     changed = alteration(edge, (Edge,))
     if changed is None and "up" in edge._modules:
         up: Any = edge._modules["up"]
@@ -88,7 +89,7 @@ def alteration_of_edge(edge: nn.Module) -> str | None:
 
 
 def is_plain_up(up: Any, edge: Any) -> bool:
-    """Whether it is the transposed convolution of an edge: its kernels lie side by side."""
+    """Whether it is a transposed convolution as `Edge` makes it: its stride is its kernel."""
     return (up.kernel_size == up.stride == edge.up_by and up.out_channels == edge.out_channels
             and up.groups == 1 and not any((*up.padding, *up.output_padding))
             and {*up.dilation} == {1})

@@ -1,4 +1,8 @@
-"""The inference-only form: batch norms folded into convolutions, composed kernels computed once."""
+"""The inference-only form of a model: batch norms folded into convolutions, kernels composed once.
+
+`SegmentationModel.fuse` uses it. Folding is decided on a copy on the meta device: if that copy
+cannot be run, nothing is folded, and the model still computes the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +27,15 @@ from nestedseg.decoder.untouched import alteration, global_alteration
 
 Run = Callable[[nn.Module], Sequence[Tensor]]
 
-# Their forward reads the weight as it is; that of a weight-standardised convolution would undo
-# the folded scale.
+# Convolutions whose forward uses the weight unchanged. A weight-standardised convolution, for
+# example, would normalise the folded scale away again.
 FOLDABLE = (nn.Conv2d.forward, nn.Conv3d.forward, Conv2dSame.forward)
 
 
 def fuse_decoder(decoder: Decoder) -> None:
-    """Replaces the nodes, in place, by their fused form where they have one.
+    """Fuses a decoder in place: folds batch norms, and makes a `FusedNode` of each node it can.
 
-    A module that has been altered since it was made is left as it is, and so is its node.
+    Modules that a user has altered stay as they are, and so do the nodes that contain them.
     """
     for name in decoder.graph.nodes:
         node = decoder.node(name)
@@ -45,15 +49,15 @@ def fuse_decoder(decoder: Decoder) -> None:
 
 
 def run_alone(x: Tensor, block: nn.Module) -> list[Tensor]:
-    """What a block gives for ``x``, as `fold_batch_norms` wants it."""
+    """A block's output for ``x`` as a list, the form that `fold_batch_norms` expects."""
     return [block(x)]
 
 
 class FusedNode(nn.Module):
-    """A node whose first convolution has been taken apart and composed with its edges.
+    """A node whose first convolution is split by input and composed with the edges, once.
 
-    It takes over the block of ``node``, whose first layer then passes on what it is given, and
-    those of its edges that are not composed.
+    It takes over the block of ``node``, with an identity in the place of the first layer, and the
+    edges that are not composed.
     """
 
     beside: Tensor | None
@@ -81,7 +85,7 @@ class FusedNode(nn.Module):
                 break
 
     def runs(self) -> str:
-        """As of a node that is not fused."""
+        """See `NodeModule.runs`."""
         return "fused"
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -94,19 +98,21 @@ class FusedNode(nn.Module):
 def fold_batch_norms(module: nn.Module, run: Run, name: str = "a module") -> None:
     """Folds batch norms into the convolutions before them, in place, where that is proven safe.
 
-    Read off autograd's graph, on a copy without weights: nothing but the norm reads what the
-    convolution gives, both run once, and each has one owner. Both, and all that they lie in up to
-    where they meet, must be as they were made.
+    The proof is read from autograd's graph of one run on a copy without weights: only the norm
+    reads the convolution's output, both run exactly once, and each appears in one place in the
+    module. Both, and the modules around each that do not contain the other, must be unaltered.
+    Whatever is not proven stays as it is.
 
     Args:
+        module: in eval mode.
         run: calls a copy of the module on the meta device, and returns its outputs.
         name: what a warning calls the module, if that fails.
     """
     try:
         pairs = foldable(module, run)
-    except Exception as error:  # a model that reads values has no meta form
-        warnings.warn(f"{name} is left as it is, its batch norms are not folded: it does not run "
-                      f"without its weights ({type(error).__name__}: {error})", stacklevel=2)
+    except Exception as error:  # for example, its forward depends on values
+        warnings.warn(f"the batch norms of {name} are not folded, because it does not run on the "
+                      f"meta device ({type(error).__name__}: {error})", stacklevel=2)
         return
     for conv_path, norm_path in pairs:
         conv: Any = module.get_submodule(conv_path)
@@ -118,21 +124,21 @@ def fold_batch_norms(module: nn.Module, run: Run, name: str = "a module") -> Non
 
 
 def after(norm: nn.Module) -> nn.Module:
-    """What a norm does besides normalising: timm has some with an activation."""
+    """What is left of a folded norm: some of timm's norms contain an activation too."""
     rest = [child for child in norm.children() if not isinstance(child, nn.Identity)]
     return nn.Sequential(*rest) if rest else nn.Identity()
 
 
 def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:
-    """Paths of the convolutions and batch norms that can be folded."""
+    """The paths of each convolution and batch norm that can be folded together."""
     if global_alteration() is not None:
         return []
-    ghost = meta_copy(module).eval()
-    altered = drop_hooks(ghost)
-    for parameter in ghost.parameters():
+    copy = meta_copy(module).eval()
+    altered = drop_hooks(copy)
+    for parameter in copy.parameters():
         parameter.requires_grad_()
-    made: dict[Any, str] = {}  # by node of autograd's graph, of which
-    read: dict[str, Any] = {}
+    made: dict[Any, str] = {}  # the convolution whose output each node of autograd's graph is
+    read: dict[str, Any] = {}  # the node of autograd's graph that each norm reads
     calls: Counter[str] = Counter()
 
     def after_convolution(path: str) -> Callable[..., None]:
@@ -147,8 +153,8 @@ def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:
             read[path] = args[0].grad_fn
         return hook
 
-    owners = Counter(child for _, child in ghost.named_modules(remove_duplicate=False))
-    for path, child in ghost.named_modules():
+    owners = Counter(child for _, child in copy.named_modules(remove_duplicate=False))
+    for path, child in copy.named_modules():
         if owners[child] > 1:
             continue
         if type(child).forward in FOLDABLE and "weight" in child._parameters:
@@ -156,7 +162,7 @@ def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:
         elif is_known_norm(child):
             child.register_forward_pre_hook(before_norm(path))
     with torch.enable_grad():
-        outputs = run(ghost)
+        outputs = run(copy)
     readers = count_readers([output.grad_fn for output in outputs])
     return [(made[node], path) for path, node in read.items() if node in made
             and calls[made[node]] == calls[path] == readers[node] == 1
@@ -164,14 +170,14 @@ def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:
 
 
 def is_known_norm(module: nn.Module) -> bool:
-    """Whether it is a batch norm by torch, timm or this library, with statistics of its own."""
+    """Whether it is a batch norm of torch, timm or this library that has running statistics."""
     by = type(module).forward.__module__.partition(".")[0]
     return (isinstance(module, _BatchNorm) and module.running_mean is not None
             and by in ("torch", "timm", "nestedseg"))
 
 
 def drop_hooks(module: nn.Module) -> set[str]:
-    """Removes all hooks, and gives the paths of the modules that were altered."""
+    """Removes all hooks, and returns the paths of the modules that were altered."""
     altered = set()
     for path, child in module.named_modules():
         if alteration(child, (type(child),)) is not None:
@@ -183,7 +189,7 @@ def drop_hooks(module: nn.Module) -> set[str]:
 
 
 def up_to_meeting(first: str, second: str) -> Iterator[str]:
-    """The paths of two modules, and of all that they lie in below what they both lie in."""
+    """The paths of two modules and of their parents, up to the module that contains both."""
     one, two = first.split("."), second.split(".")
     common = len([*takewhile(lambda pair: pair[0] == pair[1], zip(one, two))])
     for parts in (one, two):
@@ -191,9 +197,9 @@ def up_to_meeting(first: str, second: str) -> Iterator[str]:
 
 
 def count_readers(outputs: Sequence[Any]) -> Counter[Any]:
-    """How often each node of autograd's graph is read, an output counting as one reader.
+    """How many times each node of autograd's graph is read; being an output counts as one.
 
-    Outputs that no weight leads to have no node.
+    ``None`` among the outputs stands for an output that depends on no weight.
     """
     readers = Counter(node for node in outputs if node is not None)
     waiting = list(readers)

@@ -1,15 +1,16 @@
-"""How the first convolution of a node is computed: obviously, or without the concatenation.
+"""How the first convolution of a node is computed: literally, or without the concatenation.
 
 A node's first convolution acts on the concatenation of its inputs, each brought to the node's
-resolution. "reference" does just that. "fast" computes the same numbers, up to rounding, from the
-same parameters, and neither the concatenation nor an up-sampled map is ever written:
+resolution. The execution "reference" does just that. "fast" computes the same numbers, up to
+rounding, from the same parameters, but never writes up-sampled maps to memory, nor, where that is
+faster, the concatenation:
 
 - `split_weight`: conv(cat(a, b)) = conv_a(a) + conv_b(b);
 - `compose_nearest`: conv(nearest_up(x)) = conv_transpose(x), with a composed kernel;
 - `compose_transpose`: conv(conv_transpose(x)) = conv_transpose(x), with a composed kernel;
 - `compose_bias`: what the bias of the transposed convolution adds, which is less at the border.
 
-Nothing else in the package knows how a node is computed.
+`nestedseg.decoder.fuse` does the same once and for all, with the functions of this module.
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ _forced: ContextVar[str | None] = ContextVar("execution", default=None)
 
 @contextmanager
 def execution(name: str) -> Iterator[None]:
-    """Within it, every model computes its nodes so, whatever it was created with.
+    """A context in which all models use this execution, whatever they were created with.
 
-    It concerns the thread, or the asynchronous task, that is within it, and no other.
+    It applies to the current thread or asynchronous task only.
 
     Args:
         name: "fast" or "reference".
 
     Raises:
-        ValueError: another name.
+        ValueError: ``name`` is neither.
     """
     before = _forced.set(choose("execution", name, EXECUTIONS))
     try:
@@ -60,12 +61,12 @@ def execution(name: str) -> Iterator[None]:
 
 
 def forced() -> str | None:
-    """The execution that is asked for by `execution` here, if any."""
+    """The execution that an enclosing `execution` sets, if there is one."""
     return _forced.get()
 
 
 def is_plain(conv: nn.Conv2d | nn.Conv3d) -> bool:
-    """Whether it is a 3x3 convolution with padding 1 and nothing else."""
+    """Whether it is an ordinary 3x3 convolution: stride 1, padding 1 with zeros, one group."""
     one = (1,) * len(conv.kernel_size)
     return (conv.kernel_size == (3,) * len(one) and conv.stride == conv.dilation == one
             and conv.padding == one and conv.groups == 1 and conv.padding_mode == "zeros")
@@ -73,22 +74,23 @@ def is_plain(conv: nn.Conv2d | nn.Conv3d) -> bool:
 
 def join(conv: nn.Conv2d | nn.Conv3d, edges: Sequence[Edge], inputs: Sequence[Tensor]) -> Tensor:
     """``conv(cat(edge(x) for each input))``, ``(N, C, *spatial)``."""
-    # a traced graph must hold for all sizes, so that it cannot ask which they are
+    # a traced graph must be valid for all sizes, so the choice must not depend on them
     pixels = [0 if torch.compiler.is_compiling() else x.numel() // x.shape[1] for x in inputs]
     return join_fast(Parts.of(conv, edges, pixels), edges, inputs)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A convolution of concatenated inputs, taken apart.
+    """A convolution of concatenated inputs, split into one part for each input.
 
     Args:
-        kernels: of each input's transposed convolution; ``None`` = the input is brought to the
-            node's resolution by its edge, and then is among those beside each other.
-        strides: of each input's transposed convolution.
-        beside: the weight that acts on those, ``None`` without any.
+        kernels: for each input the kernel of the transposed convolution that does its up-sampling
+            and its part of the convolution; ``None`` = its edge brings it to the node's resolution.
+        strides: for each input the stride of that transposed convolution.
+        beside: the weight for all inputs that their edges bring to the node's resolution, which
+            are concatenated; ``None`` = there are none.
         bias: of the convolution.
-        border: what each tap adds for the biases inside of edges, ``(out, 3, 3)``.
+        border: what each tap adds for the biases of composed edges, ``(out, 3, 3)``.
     """
 
     kernels: tuple[Tensor | None, ...]
@@ -100,10 +102,13 @@ class Parts:
     @classmethod
     def of(cls, conv: nn.Conv2d | nn.Conv3d, edges: Sequence[Edge],
            pixels: Sequence[float] | None = None) -> Parts:
-        """The parts of ``conv``, composed with those edges for which that is less work.
+        """Splits ``conv``, and composes its parts with the edges for which that is less work.
 
         Args:
-            pixels: of each input, if the parts are for one pass; else composing is free.
+            conv: the node's first convolution.
+            edges: those of the node, in the order of its inputs.
+            pixels: of each input, if the parts are used for one pass only. ``None`` = they are
+                used many times, so that the work of composing does not count.
         """
         weights = split_weight(conv.weight, [edge.out_channels for edge in edges])
         pays = [composing_pays(edge, weight, count) for edge, weight, count
@@ -123,7 +128,7 @@ def join_fast(parts: Parts, edges: Sequence[Any], inputs: Sequence[Tensor]) -> T
     """One transposed convolution of each composed input, one convolution of all the others.
 
     Args:
-        edges: of each input; those that are composed are not called.
+        edges: of each input; those with a composed kernel are not called.
     """
     dims = inputs[0].dim() - 2
     beside = [edge(x) for edge, x, kernel in zip(edges, inputs, parts.kernels) if kernel is None]
@@ -140,11 +145,11 @@ def join_fast(parts: Parts, edges: Sequence[Any], inputs: Sequence[Tensor]) -> T
 
 
 def convolve_all(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The 3x3 convolution of maps of one resolution, beside each other.
+    """The 3x3 convolution of concatenated maps of the same resolution.
 
-    For images a wide convolution is faster than a sum of narrow ones, so the maps are concatenated
-    for it; but the backward pass keeps the maps, which are there anyway, and concatenates them
-    again. For volumes on CPU the sum is the faster one.
+    For images one wide convolution is faster than a sum of narrow ones, so the maps are
+    concatenated. Autograd keeps only the maps, which are in memory anyway, and the backward pass
+    concatenates them again. For volumes on a CPU the sum of narrow convolutions is faster.
     """
     if len(maps) == 1:
         return conv3x3(maps[0], weight, bias)
@@ -157,14 +162,15 @@ def convolve_all(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) ->
 
 
 def concatenate(*maps: Tensor) -> Tensor:
-    """The maps beside each other, ``(N, the sum of C, *spatial)``."""
+    """The concatenation of maps along the channels, ``(N, C, *spatial)``."""
     return torch.cat(maps, dim=1)
 
 
 def add(total: Tensor, y: Tensor) -> Tensor:
-    """Their sum, in the place of ``total``, which no backward pass needs.
+    """The sum of two maps, written over ``total``, which no backward pass needs.
 
-    Transforms of torch.func may have given ``y`` axes that ``total`` has not.
+    Under transforms of torch.func it is a new tensor, because ``y`` may have a hidden batch axis
+    that ``total`` lacks.
     """
     return total + y if torch._C._are_functorch_transforms_active() else total.add_(y)
 
@@ -173,7 +179,7 @@ def add(total: Tensor, y: Tensor) -> Tensor:
 
 
 def split_weight(weight: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
-    """The part of a convolution's weight that acts on each of the concatenated inputs.
+    """Splits a convolution's weight into the parts that act on each of the concatenated inputs.
 
     conv(cat(a, b), W) = conv(a, W_a) + conv(b, W_b).
     """
@@ -181,7 +187,7 @@ def split_weight(weight: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 def compose(edge: Edge, weight: Tensor) -> Tensor:
-    """The kernel that does an edge's up-sampling and the convolution after it."""
+    """The one kernel that does an edge's up-sampling and the convolution after it."""
     if edge.transposes:
         return compose_transpose(weight, edge.up.weight)
     return compose_nearest(weight, edge.up_by)
@@ -191,9 +197,9 @@ def compose_nearest(weight: Tensor, factor: Sequence[int]) -> Tensor:
     """The kernel of the transposed convolution that equals conv3x3 after nearest up-sampling.
 
     Along one axis, with up-sampling by f, y[p] = sum_t w[t] x[floor((p + t) / f)], t = -1, 0, 1.
-    Written as y[p] = sum_q k[p - f q] x[q], that is k[o] = sum of those w[t] with 0 <= o + t < f,
-    for o = -1 ... f. Stride f, padding 1; with f = 1 it is the flipped kernel. Sums alone, so it
-    keeps float32 under autocast, and gradients reach the 3x3 weight.
+    Written as y[p] = sum_q k[p - f q] x[q], k[o] is the sum of all w[t] with 0 <= o + t < f, for
+    o = -1 ... f. Stride f, padding 1; with f = 1 it is the flipped kernel. There are only sums, so
+    float32 stays float32 under autocast, and gradients reach the 3x3 weight.
 
     ``(out, in, 3, 3)`` -> ``(in, out, f + 2, f + 2)``.
     """
@@ -208,9 +214,10 @@ def compose_nearest(weight: Tensor, factor: Sequence[int]) -> Tensor:
 def compose_transpose(weight: Tensor, up: Tensor) -> Tensor:
     """The kernel of the transposed convolution that equals conv3x3 after one with stride = kernel.
 
-    A kernel is the answer to an impulse. The first map answers with its own kernel ``up``, and the
-    convolution to that with conv(up), one pixel wider on each side: k = conv3x3(up), padding 2,
-    each input channel being an image. Stride f, padding 1. In float32 under autocast.
+    A kernel is the response to an impulse. The first layer's response is its own kernel ``up``, and
+    the convolution turns that into conv3x3(up), one pixel wider on each side. So k = conv3x3(up)
+    with padding 2, where each input channel of ``up`` is taken as an image. Stride f, padding 1.
+    Computed in float32 also under autocast.
 
     ``(out, mid, 3, 3)``, ``(in, mid, f, f)`` -> ``(in, out, f + 2, f + 2)``.
     """
@@ -220,9 +227,10 @@ def compose_transpose(weight: Tensor, up: Tensor) -> Tensor:
 
 
 def compose_bias(weight: Tensor, bias: Tensor) -> Tensor:
-    """What each tap of conv3x3 adds where a map equals ``bias`` throughout; see `border_map`.
+    """What each tap of conv3x3 adds for a map that equals ``bias`` everywhere; see `border_map`.
 
-    conv(z + b) = conv(z) + conv(b); outside of the image z + b is 0, so the second is a map too.
+    conv(z + b) = conv(z) + conv(b). Outside of the image z + b is 0, so conv(b) is not constant: it
+    is smaller at the border.
 
     ``(out, mid, 3, 3)``, ``(mid,)`` -> ``(out, 3, 3)``.
     """
@@ -230,9 +238,10 @@ def compose_bias(weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def border_map(taps: Tensor, size: Sequence[int]) -> Tensor:
-    """conv3x3 of a map of ones, by matrices: a pixel's sum is over those taps that fall inside.
+    """conv3x3 of a map of ones, as matrix products: each pixel adds the taps inside the image.
 
-    Which ones do is told apart along each axis alone, by an (n, 3) matrix of zeros and ones.
+    Which taps are inside is decided for each axis separately, by an (n, 3) matrix of zeros and
+    ones.
 
     ``(out, 3, 3)`` -> ``(out, H, W)``.
     """
@@ -243,14 +252,15 @@ def border_map(taps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def composing_pays(edge: Edge, weight: Tensor, pixels: float = math.inf) -> bool:
-    """Whether one composed kernel is less work than up-sampling, then convolving.
+    """Whether one composed kernel is less work than up-sampling and then convolving.
 
-    Nearest up-sampling always: (f + 2) / f instead of 3 taps along each axis, and sums to compose.
-    A transposed convolution where that is fewer multiplications, those to compose included.
+    For nearest up-sampling always: it has (f + 2) / f instead of 3 taps along each axis, and
+    composing takes only sums. For a transposed convolution if that takes fewer multiplications,
+    including those of composing.
 
     Args:
         weight: the part of the convolution that acts on this edge.
-        pixels: of the edge's input, in all images of a batch.
+        pixels: of the edge's input, in all images of the batch together.
     """
     if not edge.transposes:
         return edge.composes

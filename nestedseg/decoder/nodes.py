@@ -20,7 +20,7 @@ CONVOLUTIONS = tuple(CONV.values())
 
 
 class NodeModule(Recomputable):
-    """X^{i,j}: the inputs brought to one resolution, fused, then the block H."""
+    """X^{i,j}: brings the inputs to one resolution, fuses them, then applies the block H."""
 
     edges: Any  # an nn.ModuleDict, of `Edge`s by the name of their input
     block: Any  # a `Block`, or what a user puts in its place
@@ -39,7 +39,8 @@ class NodeModule(Recomputable):
 
     @torch.compiler.assume_constant_result
     def runs(self) -> str:
-        """Which execution runs now, and why where it is not the one that was asked for."""
+        """The execution that is used now: "fast", or "reference", with the reason if that was not
+        asked for."""
         if (forced() or self.execution) == "reference":
             return "reference"
         obstacle = self.obstacle()
@@ -48,8 +49,8 @@ class NodeModule(Recomputable):
     def obstacle(self) -> str | None:
         """Why the node has no fast form now; ``None`` if it has one.
 
-        Only the concatenation before a plain 3x3 convolution has a fast form, and only as long as
-        all modules that it bypasses are as they were made.
+        Only a concatenation before a plain 3x3 convolution has a fast form, and only while nobody
+        has altered the modules that the fast form does not call.
         """
         if self.fuse != "concat":
             return f"{self.fuse} fusion"
@@ -57,7 +58,7 @@ class NodeModule(Recomputable):
             return f"the block was altered: {changed}"
         first = self.block.first
         if type(first) not in CONVOLUTIONS or not is_plain(first):
-            return "its first layer is no plain 3x3 convolution"
+            return "its first layer is not a plain 3x3 convolution"
         if (changed := alteration(first, CONVOLUTIONS)) is not None:
             return f"its first layer was altered: {changed}"
         for name, edge in self.edges._modules.items():
@@ -69,7 +70,8 @@ class NodeModule(Recomputable):
         edges = tuple(self.edges._modules.values())
         if len(edges) != len(inputs):
             raise RuntimeError(f"a node with {len(inputs)} inputs has {len(edges)} edges, from "
-                               f"{[*self.edges]}: an edge was added or removed")
+                               f"{[*self.edges]}: an edge was added or removed. Edges can be "
+                               "replaced, but their number is that of the graph")
         if self.runs() == "fast":
             return self.block.finish(join(self.block.first, edges, inputs))
         maps = [edge(x) for edge, x in zip(edges, inputs)]

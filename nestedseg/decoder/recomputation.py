@@ -1,9 +1,9 @@
-"""Maps that training computes again in the backward pass instead of keeping them.
+"""Maps that are computed again in the backward pass, so that training need not keep them.
 
-`remade` does so for one map between two layers. torch.utils.checkpoint would call the modules
-again, in whatever state they are by then, and would compute all that follows the map a second time
-too. Here the second pass is one function of tensors that are kept anyway. `Recomputable` uses
-torch.utils.checkpoint, for whole nodes and blocks.
+`remade` does this for one map between two layers. torch.utils.checkpoint would call the modules
+again, in the state that they have by then, and would also compute again everything that follows the
+map. Here the second computation is a single function of tensors that autograd keeps anyway.
+`Recomputable` uses torch.utils.checkpoint, for whole nodes and blocks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _nested: ContextVar[bool] = ContextVar("nested", default=False)
 
 
 class Recomputable(nn.Module):
-    """``forward`` is ``compute``; with ``checkpointing``, training keeps only its inputs."""
+    """A module whose ``forward`` is ``compute``; with ``checkpointing``, training keeps only its
+    inputs, and computes the rest again in the backward pass."""
 
     checkpointing = False
     compute: Callable[..., Tensor]
@@ -42,16 +43,17 @@ class Recomputable(nn.Module):
 
 
 def set_checkpointing(modules: Iterable[nn.Module], enable: bool) -> None:
-    """Turns it on or off in those of the modules that can do so; not in what lies within them."""
+    """Turns checkpointing on or off in those modules that are `Recomputable`, not inside them."""
     for module in modules:
         if isinstance(module, Recomputable):
             module.checkpointing = enable
 
 
 def as_now(module: nn.Module) -> AbstractContextManager[None]:
-    """A context in which a module computes as it does now, and which leaves it as it finds it.
+    """A context that gives a module the modes it has now, and restores its state afterwards.
 
-    So a second pass is in the mode of the first, and no batch counts twice in running statistics.
+    So a second pass runs in the modes of the first, and does not count a batch in the running
+    statistics again.
     """
     modes = [(part, part.training) for part in module.modules()]
 
@@ -65,7 +67,7 @@ def as_now(module: nn.Module) -> AbstractContextManager[None]:
         finally:
             _set_modes(found)
             for buffer, before in buffers:
-                buffer.data.copy_(before)  # unseen by autograd, as a batch norm's own counting
+                buffer.data.copy_(before)  # .data: autograd must not take it for a change
     return context()
 
 
@@ -78,12 +80,13 @@ def remade(make: Callable[..., Tensor], use: Callable[[Tensor], Tensor], *inputs
            again: Stateless | None) -> Tensor:
     """``use(make(*inputs))``, whose backward pass makes the value in between once more.
 
-    For values that are cheap to make: the backward pass then keeps ``inputs`` instead.
+    For values that are cheap to make from ``inputs``, which must be kept for the backward pass
+    anyway. See the module's docstring.
 
     Args:
         make: makes the value in the forward pass.
-        again: makes the same value from the same inputs; ``None`` = nothing provably does, so that
-            the value is kept.
+        again: gives the same value for the same inputs; ``None`` = nothing is sure to, and the
+            value is kept.
     """
     if again is None or not _may_hook():
         return use(make(*inputs))
@@ -96,15 +99,15 @@ def remade(make: Callable[..., Tensor], use: Callable[[Tensor], Tensor], *inputs
 
 
 def _may_hook() -> bool:
-    """Whether autograd saves tensors here, and lets us decide how."""
+    """Whether autograd saves tensors here and calls hooks for them."""
     return not (torch.compiler.is_compiling() or not torch.is_grad_enabled() or _nested.get()
                 or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
 
 
 class _Kept:
-    """A tensor that a backward pass needs, as it is now.
+    """A tensor that the backward pass needs, and its present version.
 
-    torch itself looks after the versions of what it saves, but not of what hooks save for it.
+    torch checks that the tensors it saves are not changed in place, but not those that hooks save.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -116,12 +119,15 @@ class _Kept:
                 "one of the variables needed for gradient computation has been modified by an "
                 f"inplace operation: a tensor of shape {tuple(self.tensor.shape)} is at version "
                 f"{self.tensor._version}; expected version {self.version}. Call backward() before "
-                "weights or maps are changed in place")
+                "changing weights or maps in place")
         return self.tensor
 
 
 class _Remade:
-    """What autograd saves in `remade`: tensors, or nothing where the made value would be."""
+    """The tensors that autograd saves inside `remade`, and how to make the dropped ones again.
+
+    Each saved tensor is in a list of its own. `forget` empties the lists of the made value.
+    """
 
     def __init__(self, again: Stateless, inputs: tuple[Tensor, ...]) -> None:
         self.again = again
@@ -140,7 +146,7 @@ class _Remade:
         return saved[0].get() if saved else self.make_again()
 
     def forget(self, made: Tensor) -> None:
-        """Drops the value where it was saved; not if it is an input, changed in place."""
+        """Drops the made value wherever it was saved, unless it is an input changed in place."""
         place = made.untyped_storage().data_ptr()
         if all(x.untyped_storage().data_ptr() != place for x in self.inputs):
             for saved in self.saved:
@@ -165,7 +171,7 @@ class _Remade:
 
 
 def autocast_now(device_type: str) -> Callable[[], AbstractContextManager[object]]:
-    """A context that brings back the autocast, or the lack of one, that is in force here."""
+    """A function that makes a context with the autocast settings of this moment."""
     if not torch.amp.is_autocast_available(device_type):
         return nullcontext
     enabled, dtype = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)

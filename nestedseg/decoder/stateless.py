@@ -1,8 +1,8 @@
-"""A norm and an activation as a function of their input alone, by which it can be computed again.
+"""A norm and an activation as a function that depends only on its input.
 
-Computing a map once more in the backward pass must give the map that the forward pass gave,
-whatever has happened to the model in between: another mode, another batch, a hook. So the modules
-are not called again. What they computed is taken down as a function when they are called.
+A map that the backward pass computes again must equal the map of the forward pass, whatever has
+happened to the model since: another mode, another batch, a new hook. So the modules are not called
+again. In the forward pass they are recorded as a function, with their settings and tensors.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from nestedseg.decoder.untouched import alteration, global_alteration
 
 
 class Stateless(NamedTuple):
-    """A function of maps, and the tensors that it reads besides."""
+    """A function of maps, and the other tensors that it reads."""
 
     function: Callable[..., Tensor]
     reads: tuple[Tensor, ...] = ()
 
 
-# Each is given the module, and reads its settings. torch's own classes, and no others.
+# By class of the module: what makes a function from its settings. Subclasses may do anything.
 ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Callable[[Tensor], Tensor]]] = {
     nn.ReLU: lambda act: F.relu,
     nn.LeakyReLU: lambda act: partial(F.leaky_relu, negative_slope=act.negative_slope),
@@ -46,10 +46,10 @@ NORMS: dict[type[nn.Module], Callable[[Any], Callable[[Tensor], Tensor]]] = {
 
 
 def stateless(norm: Any, act: Any) -> Stateless | None:
-    """``act(norm(x))`` as it is computed now; ``None`` where that depends on more than ``x``.
+    """``act(norm(x))`` as it is computed now; ``None`` if it depends on more than ``x``.
 
-    A batch norm in eval mode reads running statistics, which another batch may change. An altered
-    module may do anything.
+    A batch norm in eval mode reads its running statistics, which another batch may change, and an
+    altered module may do anything.
     """
     if alteration(norm, NORMS) or alteration(act, ACTIVATIONS) or global_alteration():
         return None

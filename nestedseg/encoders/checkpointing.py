@@ -1,8 +1,8 @@
-"""Gradient checkpointing by a model's own means, whose second pass must leave no trace.
+"""Gradient checkpointing of timm's models without side effects.
 
-timm computes the blocks of a model again in the backward pass. A batch norm would then count its
-batch in its running statistics twice, and a block would be computed in the mode that the model is
-in by then. Hooks on all modules that have buffers prevent both.
+With it, timm computes the blocks of a model again in the backward pass. Batch norms would then
+count each batch twice in their running statistics, and blocks would be computed in the mode that
+the model has by then. Hooks on all modules with buffers prevent both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def guard_state(model: nn.Module, enable: bool) -> None:
-    """Guards the state of a model's modules in second passes, or no longer does."""
+    """Adds a `StateGuard` to every module that has buffers, or removes all guards."""
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items()
@@ -28,7 +28,7 @@ def guard_state(model: nn.Module, enable: bool) -> None:
 
 
 class StateGuard:
-    """Puts back a module's buffers after each pass that belongs to a backward pass."""
+    """Hooks that restore the buffers of a module when it was computed again for a backward pass."""
 
     def __init__(self) -> None:
         self.training = True  # in the last forward pass
@@ -48,7 +48,7 @@ class StateGuard:
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         for name, buffer in self.before.pop(get_ident(), {}).items():
-            module.get_buffer(name).data.copy_(buffer)  # unseen by autograd
+            module.get_buffer(name).data.copy_(buffer)  # .data: no change for autograd
 
 
 def in_backward() -> bool:

@@ -1,8 +1,8 @@
-"""Whether a model is what its config says, so that loading it gives the same model again.
+"""Whether the config of a model describes it fully, so that loading gives the same model.
 
-A config holds no code. What a user has changed in a model besides its weights would be lost, and
-the loaded model would be another function. So a model is compared, before it is saved, with the one
-that its config builds.
+A config contains no code. If a user has changed more than the weights of a model, the change would
+be lost, and the loaded model would compute something else. So before a model is saved, it is
+compared with the model that its config builds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from nestedseg.base.errors import show
 from nestedseg.decoder.meta import own_tensors
 
-# Parts of names that torch gives to what computes a weight, and how to be rid of them.
+# Parts of the names of tensors from which a weight is computed, and how to make it a plain one.
 COMPUTED = {
     ".parametrizations.": "torch.nn.utils.parametrize.remove_parametrizations",
     "weight_orig": "torch.nn.utils.remove_spectral_norm",
@@ -29,25 +29,25 @@ STATE_DICT = "or save its state_dict() yourself"
 
 
 def check_rebuilt(model: nn.Module, rebuilt: nn.Module) -> None:
-    """Refuses a model that differs from the one its config builds in more than its weights.
+    """Checks that a model differs only by its weights from the one that its config builds.
 
     Args:
         rebuilt: the model that its config builds, on the meta device.
 
     Raises:
-        ValueError: naming what differs, and the way out.
+        ValueError: it differs; the message names what, and how to solve it.
     """
     check_tensors(own_tensors(model), own_tensors(rebuilt))
     check_modules(dict(model.named_modules()), dict(rebuilt.named_modules()))
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuses other tensors than those that the config's model has, or in other shapes."""
+    """Checks the names and shapes of all tensors."""
     for name in sorted(tensors.keys() - expected.keys()):
         cure = next((cure for part, cure in COMPUTED.items() if part in name), None)
         raise ValueError(
-            f"cannot save the model: its config does not say that it has {name!r}. " + (
-                f"Its weight is computed; make it a plain one before ({cure})" if cure else
+            f"cannot save the model: its config does not contain {name!r}. " + (
+                f"The weight is computed; make it a plain one first ({cure})" if cure else
                 f"A module was added or replaced; put the original back, {STATE_DICT}"))
     for name in sorted(expected.keys() - tensors.keys()):
         raise ValueError(f"cannot save the model: {name!r} is missing. A module was removed or "
@@ -62,20 +62,20 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 
 def check_modules(modules: Mapping[str, nn.Module], expected: Mapping[str, nn.Module]) -> None:
-    """Refuses modules of other classes or settings than the config's model has."""
+    """Checks the classes and settings of all modules; warns about hooks, which are not saved."""
     hooked = []
     for path, module in modules.items():
         if path not in expected:
-            raise ValueError(f"cannot save the model: its config does not say that it has the "
-                             f"module {path!r}, {show(module)}; remove it, {STATE_DICT}")
+            raise ValueError(f"cannot save the model: its config does not contain the module "
+                             f"{path!r}, {show(module)}; remove it, {STATE_DICT}")
         ours, theirs = settings_of(module), settings_of(expected[path])
         if ours != theirs:
             raise ValueError(f"cannot save the model: {path!r} is {ours}, its config says "
                              f"{theirs}. Where `nestedseg.create` has an option for that, use it; "
                              f"else put the original back, {STATE_DICT}")
         if "forward" in vars(module):
-            raise ValueError(f"cannot save the model: {path!r} has a forward of its own, which is "
-                             f"no part of a config; remove it (del module.forward), {STATE_DICT}")
+            raise ValueError(f"cannot save the model: {path!r} has its own forward, which a "
+                             f"config cannot contain; remove it (del module.forward), {STATE_DICT}")
         if has_hooks(module):
             hooked.append(path)
     if hooked:
@@ -84,16 +84,16 @@ def check_modules(modules: Mapping[str, nn.Module], expected: Mapping[str, nn.Mo
 
 
 def settings_of(module: nn.Module) -> str:
-    """The class of a module and what it computes with, but for what matters in training alone."""
+    """The class of a module and its settings, except those that only matter in training."""
     if isinstance(module, _BatchNorm):
         return f"{type(module).__name__}(eps={module.eps}, affine={module.affine})"
-    if isinstance(module, _DropoutNd):
+    if isinstance(module, (_DropoutNd, nn.ParameterDict, nn.ParameterList)):
         return type(module).__name__
     return f"{type(module).__name__}({module.extra_repr()})"
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody else than this library has registered hooks on its forward pass."""
+    """Whether a user has registered forward hooks; the library's own do not count."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return any(not type(getattr(hook, "__self__", None)).__module__.startswith("nestedseg.")
                for hook in hooks)

@@ -1,4 +1,4 @@
-"""A model in eval mode for a while, also where several threads ask for that at once."""
+"""Eval mode for a while, also if several threads need it at the same time."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 _lock = Lock()
-# The models that are in eval mode for a while: in how many threads, and which of their modules were
-# in training mode before.
+# For each model that is in eval mode for a while: the number of threads that need it, and the
+# modules that were in training mode before.
 _borrowed: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Within it a model is in eval mode; then each of its modules is in the mode that it was in.
+    """A context in which a model is in eval mode; afterwards each module has its mode of before.
 
-    The first thread to enter puts the model into eval mode, and the last one to leave puts it back.
+    The first thread that enters switches the model to eval mode, and the last that leaves switches
+    it back.
     """
     with _lock:
         threads, training = _borrowed.get(model, (0, []))

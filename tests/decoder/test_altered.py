@@ -156,7 +156,7 @@ def test_executions_say_what_was_altered():
     assert model.decoder.executions == {
         "x0_1": "reference: its first layer was altered: it has hooks",
         "x1_1": "reference: the edge from x2_0 was altered: up: it has hooks",
-        "x0_2": "reference: the block was altered: it has a forward of its own"}
+        "x0_2": "reference: the block was altered: it has its own forward"}
 
 
 def test_an_edge_that_is_removed_is_an_error():
