@@ -19,10 +19,9 @@ from nestedseg.encoders.contract import Encoder
 from nestedseg.encoders.description import Description, Options, are_names
 from nestedseg.encoders.probe import Probe, probe, probe_named
 from nestedseg.encoders.pyramid import Neck, Tap, choose_taps, named_taps, pattern_of
+from nestedseg.encoders.to_3d.plan import depth_stride, plan
 from nestedseg.encoders.trial import forward_taps, listen, pretrained_cfg
 from nestedseg.encoders.trim import trim
-from nestedseg.encoders.volumetric import plan
-from nestedseg.encoders.watch import depth_stride
 from nestedseg.errors import nearest, show
 from nestedseg.layers import CONV, Level
 
