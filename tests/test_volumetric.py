@@ -32,6 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import nestedseg
 from nestedseg.encoders.probe import probe
+from nestedseg.encoders.timm_model import build_on, forward_taps
 from nestedseg.encoders.to_3d.check import Refused, check_conversion, run_both
 from nestedseg.encoders.to_3d.layers import SqueezeExcite3d
 from nestedseg.encoders.to_3d.plan import check_depth, depth_stride, plan
@@ -42,7 +43,6 @@ from nestedseg.encoders.to_3d.rules import (
     depth_kernel,
     inflate,
 )
-from nestedseg.encoders.trial import build_on, forward_taps
 
 THICK = (1, 1, 2)  # slices that lie apart
 WIDTHS = (4,) * 6
@@ -95,10 +95,10 @@ TOLERANCE = {"convnextv2_atto": 1e-6}
 @torch.no_grad()
 def assert_inflated(name, depth_strides):
     """On a volume that is the same in every slice, each feature is the 2-D model's, in each."""
-    trial = probe(name)
-    made = plan(name, trial, depth_strides)
+    probed = probe(name)
+    made = plan(name, probed, depth_strides)
     model = build_on("meta", name, 3, {})
-    model.prune_intermediate_layers(list(range(len(trial.features))), prune_head=True)
+    model.prune_intermediate_layers(list(range(len(probed.features))), prune_head=True)
     model = fill(model).eval()
     depth, height, width = made.smallest
     x = randn(1, 3, height, width + height)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nestedseg.encoders import timm_encoder
 from nestedseg.encoders.description import Options
-from nestedseg.encoders.trial import pretrained_cfg
+from nestedseg.encoders.timm_model import pretrained_cfg
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ def encoder_info(name: str, dims: int = 2) -> EncoderInfo:
     """
     timm_encoder.parse_name(name)
     description = timm_encoder.describe(Options(name, dims=dims))
-    trial, _ = description.backbone
+    probed, _ = description.backbone
     strides, channels = zip(*((level.stride[-1], level.channels) for level in description.levels))
     return EncoderInfo(
         name, strides, channels,
-        trial.parameters, description.pattern,
+        probed.parameters, description.pattern,
         tuple(pretrained_cfg(name).input_size[-2:]), description.fixed_size is None,
         description.multiples[-1][-1])

@@ -17,11 +17,17 @@ from torch.nn import functional as F
 
 from nestedseg.encoders.contract import Encoder
 from nestedseg.encoders.description import Description, Options, are_names
+from nestedseg.encoders.feature_selection import (
+    Neck,
+    Tap,
+    pattern_of,
+    select_features,
+    select_named,
+)
 from nestedseg.encoders.probe import Probe, probe, probe_named
-from nestedseg.encoders.pyramid import Neck, Tap, choose_taps, named_taps, pattern_of
+from nestedseg.encoders.timm_model import forward_taps, listen, pretrained_cfg
 from nestedseg.encoders.to_3d.plan import depth_stride, plan
-from nestedseg.encoders.trial import forward_taps, listen, pretrained_cfg
-from nestedseg.encoders.trim import trim
+from nestedseg.encoders.unused import remove_unused
 from nestedseg.errors import nearest, show
 from nestedseg.layers import CONV, Level
 
@@ -35,7 +41,7 @@ class TimmEncoder(Encoder):
         name: of the timm model.
         model: the plain timm model, or one made volumetric, which is cut down in place.
         in_channels: channels of the image.
-        trial: how the model is fed.
+        probed: how the model is fed.
         taps: what the levels are made from, finest first.
         levels: likewise.
         smallest: an image or volume that it takes.
@@ -43,16 +49,16 @@ class TimmEncoder(Encoder):
 
     model: Any  # what timm's models have beside nn.Module is declared nowhere
 
-    def __init__(self, name: str, model: nn.Module, in_channels: int, trial: Probe,
+    def __init__(self, name: str, model: nn.Module, in_channels: int, probed: Probe,
                  taps: tuple[Tap, ...], levels: tuple[Level, ...],
                  smallest: tuple[int, ...]) -> None:
         super().__init__()
-        self.key = name, trial, levels
-        self.runs_at = trial.runs_at
-        self.trial_size = trial.runs_at or smallest
-        self.model_channels = trial.in_channels
-        if in_channels != trial.in_channels:
-            self.colours = CONV[len(smallest)](in_channels, trial.in_channels, 1)
+        self.key = name, probed, levels
+        self.runs_at = probed.runs_at
+        self.meta_size = probed.runs_at or smallest
+        self.model_channels = probed.in_channels
+        if in_channels != probed.in_channels:
+            self.colours = CONV[len(smallest)](in_channels, probed.in_channels, 1)
         self.model = model
         self.necks = nn.ModuleList(Neck(tap, self.runs_at is None, level.stride)
                                    for tap, level in zip(taps, levels))
@@ -92,7 +98,7 @@ class TimmEncoder(Encoder):
         self.necks = self.necks[:count]
         if not are_names(self.taps):
             self.model.prune_intermediate_layers(self._wanted, prune_norm=True)
-        trim(self.model, self._features_on_meta, (self.key, self.taps))
+        remove_unused(self.model, self._features_on_meta, (self.key, self.taps))
         return self
 
     @property
@@ -100,7 +106,7 @@ class TimmEncoder(Encoder):
         return sorted(set(self.taps))
 
     def _features_on_meta(self, model: nn.Module) -> list[Tensor]:
-        x = torch.empty(1, self.model_channels, *self.trial_size, device="meta")
+        x = torch.empty(1, self.model_channels, *self.meta_size, device="meta")
         return forward_taps(model, x, self._wanted)
 
 
@@ -118,41 +124,41 @@ def describe(options: Options) -> Description:
         ValueError: taps, channels or dimensions that it cannot serve.
     """
     flat = options.dims == 2
-    trial = probe(options.encoder, options.in_channels, options.image_size if flat else None)
-    features = trial.features
+    probed = probe(options.encoder, options.in_channels, options.image_size if flat else None)
+    features = probed.features
     if are_names(options.encoder_taps):
         if not flat:
             raise ValueError("encoder_taps that name modules are for images; for volumes, give "
                              f"numbers from 0 to {len(features) - 1}")
-        features = probe_named(options.encoder, trial, tuple(options.encoder_taps))
-        taps = named_taps(dict(zip(options.encoder_taps, features)))
+        features = probe_named(options.encoder, probed, tuple(options.encoder_taps))
+        taps = select_named(dict(zip(options.encoder_taps, features)))
     else:
-        taps = choose_taps(features, options.encoder_taps, options.pyramid_channels)
+        taps = select_features(features, options.encoder_taps, options.pyramid_channels)
     own = pretrained_cfg(options.encoder).input_size[-2:] if flat else None
     size = options.image_size or own
-    halvings = int(math.log2(max(feature.nominal for feature in trial.features)))
+    halvings = int(math.log2(max(feature.nominal for feature in probed.features)))
     halved = options.depth_strides or ()
     if len(halved) > halvings:
         raise ValueError(f"depth_strides: encoder {options.encoder!r} halves height and width "
                          f"{halvings} times, got {len(halved)} strides")
-    smallest = ((trial.smallest,) * 2 if flat
-                else plan(options.encoder, trial, options.depth_strides).smallest)
+    smallest = ((probed.smallest,) * 2 if flat
+                else plan(options.encoder, probed, options.depth_strides).smallest)
     if not flat and any(tap.made for tap in taps):
         raise ValueError(f"encoder {options.encoder!r} cannot be made volumetric: its features "
                          "have one stride, and the pyramid made from them is for images alone")
     levels = tuple(Level(tap.channels, along_axes(tap.stride, options)) for tap in taps)
     return Description(
-        levels, multiples_of(taps, trial, options), preprocessing_of(options, size), smallest,
-        pattern_of(features), size if trial.runs_at else None, backbone=(trial, taps))
+        levels, multiples_of(taps, probed, options), preprocessing_of(options, size), smallest,
+        pattern_of(features), size if probed.runs_at else None, backbone=(probed, taps))
 
 
-def multiples_of(taps: tuple[Tap, ...], trial: Probe,
+def multiples_of(taps: tuple[Tap, ...], probed: Probe,
                  options: Options) -> tuple[tuple[int, ...], ...]:
     """To what images are padded where each level is the deepest."""
     needed = [max(tap.stride, tap.feature.nominal) for tap in taps]
-    if trial.runs_at:  # one size, whatever the depth
+    if probed.runs_at:  # one size, whatever the depth
         needed = [max(needed)] * len(needed)
-    return tuple(tuple(side * trial.factor for side in along_axes(deepest, options))
+    return tuple(tuple(side * probed.factor for side in along_axes(deepest, options))
                  for deepest in accumulate(needed, max))
 
 
@@ -170,17 +176,17 @@ def build(options: Options, weights: str | Path | bool | None, description: Desc
         ValueError: unknown weights.
         OSError: the weights cannot be fetched or read.
     """
-    trial, taps = description.backbone
-    if trial.runs_at and not trial.arguments and options.image_size not in (None, trial.runs_at):
+    probed, taps = description.backbone
+    if probed.runs_at and not probed.arguments and options.image_size not in (None, probed.runs_at):
         log.warning("encoder %s cannot be built for images of %s: inside it they are resized to %s",
-                    options.encoder, options.image_size, trial.runs_at)
-    arguments = dict(trial.arguments) | {"in_chans": trial.in_channels}
+                    options.encoder, options.image_size, probed.runs_at)
+    arguments = dict(probed.arguments) | {"in_chans": probed.in_channels}
     model = load_model(options.encoder, weights, arguments)
     if options.dims == 3:
         # cut first: the head of a VGG alone would inflate to 2.9 GB
         model.prune_intermediate_layers([tap.index for tap in taps[:count]])
-        plan(options.encoder, trial, options.depth_strides).apply(model, bool(weights))
-    return TimmEncoder(options.encoder, model, options.in_channels, trial, taps[:count],
+        plan(options.encoder, probed, options.depth_strides).apply(model, bool(weights))
+    return TimmEncoder(options.encoder, model, options.in_channels, probed, taps[:count],
                        description.levels[:count], description.smallest)
 
 

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from nestedseg.encoders.probe import Probe
+from nestedseg.encoders.timm_model import build_on, forward_taps
 from nestedseg.encoders.to_3d.layout import Grid, Layout, layout_of
 from nestedseg.encoders.to_3d.rules import CONVERSIONS, convert, convert_all
 from nestedseg.encoders.to_3d.trace import Call, Trace, map_tensors, runs
-from nestedseg.encoders.trial import build_on, forward_taps
 
 TOLERANCE = 1e-6  # of the largest value: a few of timm's layers compute in float32
 PERIOD = 16_411  # a prime: after so many, random numbers come again, which is faster than new ones

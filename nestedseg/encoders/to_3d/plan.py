@@ -16,11 +16,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from nestedseg.encoders.probe import Probe
+from nestedseg.encoders.prober import nearest_power
+from nestedseg.encoders.timm_model import build_on
 from nestedseg.encoders.to_3d.check import Refused, check, run_both
 from nestedseg.encoders.to_3d.layout import layout_of
 from nestedseg.encoders.to_3d.rules import conversion_of, convert_all
 from nestedseg.encoders.to_3d.trace import Call, Trace, runs
-from nestedseg.encoders.trial import build_on, nearest_power
 
 HALVING = 2  # the stride along depth of a halving for which none is given
 SIDES = (5, 7, 9)  # of a volume whose features show the strides, in multiples of the deepest one

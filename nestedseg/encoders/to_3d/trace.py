@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nestedseg.encoders.trial import forward_taps
+from nestedseg.encoders.timm_model import forward_taps
 
 
 @dataclass
