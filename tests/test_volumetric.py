@@ -33,7 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import nestedseg
 from nestedseg.encoders.probe import probe
 from nestedseg.encoders.timm_model import build_on, forward_taps
-from nestedseg.encoders.to_3d.check import Refused, check_conversion, run_both
+from nestedseg.encoders.to_3d.check import Refused, check, check_conversion, run_both
 from nestedseg.encoders.to_3d.layers import SqueezeExcite3d
 from nestedseg.encoders.to_3d.plan import check_depth, depth_stride, plan
 from nestedseg.encoders.to_3d.rules import (
@@ -361,6 +361,12 @@ WRONG = {
 def test_code_that_does_not_is_refused_and_named(name):
     with pytest.raises(Refused, match=r"^layer \(Layer\): "):
         check_toy(WRONG[name])
+
+
+def test_numbers_are_those_of_the_cpu_whatever_the_default_device_is():
+    check.cache_clear()
+    with torch.device("meta"):
+        check("test_efficientnet", probe("test_efficientnet"))
 
 
 def test_a_module_that_forgets_the_depth_is_named():

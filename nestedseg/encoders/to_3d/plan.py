@@ -68,43 +68,53 @@ def plan(name: str, probe: Probe, depth_strides: tuple[int, ...] | None) -> Plan
     """
     try:
         check(name, probe)
-        return checked_plan(name, probe, depth_strides)
+        model = build_on("meta", name, probe.in_channels, dict(probe.arguments))
+        changed = {} if depth_strides is None else other_strides(model, probe, depth_strides)
     except Refused as error:
         raise ValueError(f"encoder {name!r} cannot be made volumetric: {error}") from error
+    return Plan(changed, smallest_volume(convert_all(model, changed), probe, depth_strides))
 
 
-def checked_plan(name: str, probe: Probe, depth_strides: tuple[int, ...] | None) -> Plan:
-    """The plan for a model that can be converted with full strides along depth.
-
-    Raises:
-        Refused: with these it cannot.
-    """
-    deepest = max(feature.nominal for feature in probe.features)
-    unit, multiple = deepest * probe.factor, depth_stride(deepest, depth_strides) * probe.factor
-    depth, *sides = SIDES[0] * multiple, *(side * unit for side in SIDES[1:])
-    model = build_on("meta", name, probe.in_channels, dict(probe.arguments))
-    converted = copy.deepcopy(model)
-    trace = Trace(model)
-    trace.run(probe.in_channels, sides)
-    changed = changed_strides(trace.calls, sides[0], depth_strides)
-    convert_all(converted, changed)
-    calls, _ = run_both(model, converted, probe.in_channels, (depth, *sides))
-    for image, volume in calls:
-        check_depth(image, volume, (depth, *sides), depth_strides)
-
+def smallest_volume(converted: nn.Module, probe: Probe,
+                    depth_strides: tuple[int, ...] | None) -> tuple[int, int, int]:
+    """(D, H, W) of the smallest volume that a converted model takes."""
     def takes(*size: int) -> bool:
         return runs(converted, probe.in_channels, size)
 
-    side = probe.smallest
-    while not takes(depth, side, side):  # pooling in 3-D may need more
+    multiple, unit = units(probe, depth_strides)
+    deep, side = SIDES[0] * multiple, probe.smallest
+    while not takes(deep, side, side):  # pooling in 3-D may need more
         side += unit
-    depths = range(multiple, depth, multiple)
-    return Plan(changed, (next((n for n in depths if takes(n, side, side)), depth), side, side))
+    depths = range(multiple, deep, multiple)
+    return next((depth for depth in depths if takes(depth, side, side)), deep), side, side
 
 
-def changed_strides(calls: Sequence[Call], height: int,
-                    depth_strides: Sequence[int] | None) -> dict[str, int]:
+def units(probe: Probe, depth_strides: tuple[int, ...] | None) -> tuple[int, int]:
+    """What depth, and height and width, must be multiples of."""
+    deepest = max(feature.nominal for feature in probe.features)
+    return depth_stride(deepest, depth_strides) * probe.factor, deepest * probe.factor
+
+
+def other_strides(model: nn.Module, probe: Probe, depth_strides: tuple[int, ...]) -> dict[str, int]:
     """By path, the strides along depth of the modules where they are not those along height.
+
+    Raises:
+        Refused: with these the model cannot be converted.
+    """
+    multiple, unit = units(probe, depth_strides)
+    size = SIDES[0] * multiple, SIDES[1] * unit, SIDES[2] * unit
+    trace = Trace(model)
+    trace.run(probe.in_channels, size[1:])
+    found = strides_of(trace.calls, size[1], depth_strides)
+    converted = convert_all(copy.deepcopy(model), found)
+    for image, volume in run_both(model, converted, probe.in_channels, size)[0]:
+        check_depth(image, volume, size, depth_strides)
+    return found
+
+
+def strides_of(calls: Sequence[Call], height: int,
+               depth_strides: Sequence[int]) -> dict[str, int]:
+    """The same, from how coarse the features are that each module is given.
 
     Args:
         calls: of all modules, with an image.
@@ -114,7 +124,7 @@ def changed_strides(calls: Sequence[Call], height: int,
         Refused: a module runs at several resolutions, with other strides along depth.
     """
     found: dict[str, int] = {}
-    for call in calls if depth_strides is not None else ():
+    for call in calls:
         module: Any = call.module
         stride = getattr(module, "scale_factor", None) or getattr(module, "stride", None)
         if stride is None or conversion_of(module) is None:
