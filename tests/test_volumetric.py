@@ -119,7 +119,8 @@ def test_inflated_features_are_those_of_the_image(name):
     assert_inflated(name, (1, 1, 2, 1, 1))
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet",
+                                  "test_nfnet"])
 def test_with_full_strides_too(name):
     assert_inflated(name, None)
 
@@ -129,11 +130,6 @@ def test_with_full_strides_too(name):
 @pytest.mark.parametrize("depth_strides", [None, (1,), (1, 1, 1, 1, 1), (2, 1, 2, 1)], ids=str)
 def test_inflated_features_of_every_kind(name, depth_strides):
     assert_inflated(name, depth_strides)
-
-
-@pytest.mark.parametrize("name", ["resnest14d", "skresnet18", "test_nfnet"])
-def test_inflated_features_of_other_kinds(name):
-    assert_inflated(name, (1, 1, 2, 1, 1))
 
 
 def test_without_the_trick_the_interior_is_the_images():
@@ -380,10 +376,13 @@ def test_a_module_that_forgets_the_depth_is_named():
 
 
 @pytest.mark.parametrize("name, module", [
-    ("test_vit", "VisionTransformer"), ("swin_tiny_patch4_window7_224", r"patch_embed \(Patch"),
-    ("tresnet_m", r"body.s2d \(SpaceToDepth\)"), ("test_coatnet", r"attn \(Attention2d\)"),
-    ("resnetv2_50d_evos", r"stem.norm1 \(EvoNorm2dS0\)"), ("mobilevit_xxs", "MobileVitBlock"),
-    ("convmixer_768_32", "blocks.0.0.fn.0")])
+    ("test_vit", "VisionTransformer"), ("test_coatnet", r"attn \(Attention2d\)"),
+    ("resnetv2_50d_evos", r"stem.norm1 \(EvoNorm2dS0\)"), ("test_mambaout", r"stem \(Stem\)"),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("swin_tiny_patch4_window7_224", r"patch_embed \(PatchEmbed\)"),
+        ("tresnet_m", r"body.s2d \(SpaceToDepth\)"), ("mobilevit_xxs", r"\(MobileVitBlock\)"),
+        ("convmixer_768_32", r"blocks.0.0.fn.0 \(Conv2d\)"),
+        ("swiftformer_xs", r"attn \(EfficientAdditiveAttention\)")))])
 def test_a_model_for_images_alone_names_the_module(name, module):
     with pytest.raises(ValueError, match=f"encoder '{name}' cannot be made volumetric: .*{module}"):
         nestedseg.create("unetpp", name, dims=3)
@@ -473,7 +472,7 @@ def test_a_row_finer_than_thick_slices_keeps_their_depth():
 
 KINDS = {
     "test_resnet": {}, "test_convnext": {"stem": 4}, "test_efficientnet": {"depth_strides": None},
-    "test_byobnet": {"in_channels": 1, "depth": 2}, "skresnet18": {"depth": 1},
+    "test_byobnet": {"in_channels": 1, "depth": 2},
     "plain": {"encoder_channels": (4, 6, 8), "strides": ((1, 2, 2), (2, 2, 2))},
 }
 
@@ -483,7 +482,7 @@ def volume(model, *size):
 
 
 @pytest.mark.parametrize("encoder", [
-    *KINDS, *(pytest.param(name, marks=pytest.mark.slow) for name in ISSUE)])
+    *KINDS, *(pytest.param(name, marks=pytest.mark.slow) for name in ("skresnet18", *ISSUE))])
 def test_it_trains_prunes_fuses_and_is_saved(encoder, tmp_path):
     model = make(encoder, **KINDS.get(encoder, {}))
     x = volume(model, 5, 20, 30)

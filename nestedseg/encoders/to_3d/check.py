@@ -227,7 +227,7 @@ def draw(tree: Any, seed: int = 0) -> Any:
     def numbers(x: Tensor) -> Tensor:
         if not x.is_floating_point():
             return torch.zeros(x.shape, dtype=x.dtype)
-        some = torch.rand(PERIOD, generator=random, dtype=torch.float64) + 0.5
+        some = torch.rand(min(PERIOD, x.numel()), generator=random, dtype=torch.float64) + 0.5
         return some.repeat(x.numel() // PERIOD + 1)[:x.numel()].view(x.shape)
 
     return map_tensors(numbers, tree)

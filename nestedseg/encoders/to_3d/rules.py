@@ -109,6 +109,12 @@ def sizes_of(module: Any, depth_stride: int | None) -> None:
         module.dilation = (dilation[short], *dilation)
 
 
+def counterpart(module: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]]
+                ) -> type[nn.Module]:
+    """The 3-D class for a module of one of these classes, or of a subclass."""
+    return next(classes[cls] for cls in type(module).__mro__ if cls in classes)
+
+
 def convert_conv(module: Any, depth_stride: int | None, pretrained: bool) -> None:
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
         return  # its forward then fails on a volume, which names it
@@ -132,7 +138,7 @@ def convert_standardised(module: Any, depth_stride: int | None, pretrained: bool
 
 def convert_pool(module: Any, depth_stride: int | None, pretrained: bool) -> None:
     sizes_of(module, depth_stride)
-    module.__class__ = next(POOLS[cls] for cls in type(module).__mro__ if cls in POOLS)
+    module.__class__ = counterpart(module, POOLS)
 
 
 def convert_blur(module: Any, depth_stride: int | None, pretrained: bool) -> None:
@@ -158,7 +164,7 @@ def convert_upsample(module: Any, depth_stride: int | None, pretrained: bool) ->
 def convert_pad(module: Any, depth_stride: int | None, pretrained: bool) -> None:
     """Pads both ends of depth as it pads top and bottom."""
     module.padding = (*module.padding, *module.padding[2:])
-    module.__class__ = PADS[type(module)]
+    module.__class__ = counterpart(module, PADS)
 
 
 def convert_scale(module: Any, depth_stride: int | None, pretrained: bool) -> None:
