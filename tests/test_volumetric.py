@@ -359,6 +359,18 @@ def test_code_that_does_not_is_refused_and_named(name):
         check_toy(WRONG[name])
 
 
+def test_a_layer_that_a_volume_does_not_pass_is_named():
+    class Skips(Layer):
+        def forward(self, x):
+            return super().forward(x) if x.dim() == 4 else x
+
+    model = Toy(torch.relu)
+    model.layer = Skips(torch.relu)
+    model.to("meta")
+    with pytest.raises(Refused, match=r"^layer.act \(ReLU\): it is called for an image, not"):
+        check_conversion(model, convert_all(copy.deepcopy(model)), 3, (8, 12, 4))
+
+
 def test_numbers_are_those_of_the_cpu_whatever_the_default_device_is():
     check.cache_clear()
     with torch.device("meta"):

@@ -114,6 +114,8 @@ def run_both(model: nn.Module, converted: nn.Module, in_channels: int, size: Seq
         grids[math.prod(grid)] = grid
 
     for image, volume in zip(flat.calls, deep.calls):
+        if image.path != volume.path:
+            raise Refused(image.path, image.module, "it is called for an image, not for a volume")
         try:
             map_tensors(look, volume.given, image.given)
         except ValueError:
@@ -243,12 +245,12 @@ def play(module: nn.Module, call: Call, answer: Callable[[int], Any],
         answer: returns one of the things that it receives, see `received`.
         take: is told of one of the things that it gives, see `gave`.
     """
-    parts = iter(range(1, len(call.calls) + 1))
+    waiting = list(enumerate((inner.module for inner in call.calls), 1))
 
     def run_child(child: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        part = next(parts)
-        if call.calls[part - 1].module is not child:
-            raise ValueError("it calls its modules in another order")
+        part, expected = waiting.pop(0) if waiting else (0, None)
+        if child is not expected:
+            raise ValueError("it calls other modules for a volume than for an image")
         take(part, (args, kwargs))
         return answer(part)
 
@@ -259,6 +261,8 @@ def play(module: nn.Module, call: Call, answer: Callable[[int], Any],
             child.__dict__["forward"] = partial(run_child, child)
         forward = module.forward if call.path else partial(forward_taps, module)
         take(0, forward(*args, **kwargs))
+    if waiting:
+        raise ValueError("it calls fewer modules for a volume than for an image")
 
 
 def check_interior(layout: Layout, made: Tensor, expected: Tensor) -> None:
