@@ -320,7 +320,7 @@ class LiteMLA3d(efficientvit_mit.LiteMLA):
         return self.proj(y.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:]))
 
 
-class StemV23d(hgnet.StemV2):
+class HGNetStem3d(hgnet.StemV2):
     """The stem of HGNetV2; its even kernels are padded at one end."""
 
     def forward(self, x: Tensor) -> Tensor:

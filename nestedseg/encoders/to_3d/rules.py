@@ -225,5 +225,5 @@ CONVERSIONS: dict[type[nn.Module], Callable[..., None]] = {
     rdnet.DenseBlock: layers_3d.DenseBlock3d,
     metaformer.MetaFormerStage: layers_3d.MetaFormerStage3d,
     efficientvit_mit.LiteMLA: layers_3d.LiteMLA3d,
-    hgnet.StemV2: layers_3d.StemV23d,
+    hgnet.StemV2: layers_3d.HGNetStem3d,
 }.items()}
