@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from contextlib import nullcontext
 
 import encoders_3d
 import numpy as np
@@ -357,6 +358,24 @@ WRONG = {
 def test_code_that_does_not_is_refused_and_named(name):
     with pytest.raises(Refused, match=r"^layer \(Layer\): "):
         check_toy(WRONG[name])
+
+
+@pytest.mark.parametrize("function, right", [(torch.relu, True), (lambda x: x.flip(2), False)])
+def test_a_forward_that_was_chosen_when_the_model_was_built_is_checked(function, right):
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+            self.forward = self.forward_scaled
+
+        def forward_scaled(self, x):
+            return function(x * self.scale)
+
+    model = Toy(torch.relu)
+    model.layer.act = Chosen()
+    model.to("meta")
+    with nullcontext() if right else pytest.raises(Refused, match=r"^layer.act \(Chosen\): "):
+        check_conversion(model, convert_all(copy.deepcopy(model)), 3, (8, 12, 4))
 
 
 def test_a_layer_that_a_volume_does_not_pass_is_named():

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -216,6 +217,8 @@ def with_numbers(module: nn.Module) -> nn.Module:
                   for name, x in module._parameters.items()}
     buffers = {name: x if x is None else draw(x) for name, x in module._buffers.items()}
     twin.__dict__.update(_parameters=parameters, _buffers=buffers)
+    if "forward" in module.__dict__:  # chosen when it was built
+        twin.__dict__["forward"] = MethodType(module.__dict__["forward"].__func__, twin)
     return twin
 
 
@@ -257,12 +260,23 @@ def play(module: nn.Module, call: Call, answer: Callable[[int], Any],
     args, kwargs = answer(0)
     with ExitStack() as stack:
         for child in {inner.module for inner in call.calls}:
-            stack.callback(delattr, child, "forward")
-            child.__dict__["forward"] = partial(run_child, child)
+            stack.enter_context(replaced_forward(child, partial(run_child, child)))
         forward = module.forward if call.path else partial(forward_taps, module)
         take(0, forward(*args, **kwargs))
     if waiting:
         raise ValueError("it calls fewer modules for a volume than for an image")
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within it, the module computes something else."""
+    own = {"forward": module.__dict__["forward"]} if "forward" in module.__dict__ else {}
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
+        module.__dict__.update(own)
 
 
 def check_interior(layout: Layout, made: Tensor, expected: Tensor) -> None:
