@@ -103,17 +103,17 @@ def try_ours(name: str) -> Record:
 
 
 def way(name: str, image_size: tuple[int, int] | None = None) -> str:
-    """The way in which the encoder takes a second size."""
-    trial, _ = describe_encoder(Options(name, image_size=image_size)).backbone
-    if trial.runs_at is None:
-        return "dynamic" if trial.arguments else "as built"
-    return "img_size" if trial.arguments else "resized"
+    """How the second size is reached."""
+    probed, _ = describe_encoder(Options(name, image_size=image_size)).backbone
+    if probed.runs_at is None:
+        return "dynamic" if probed.arguments else "as built"
+    return "img_size" if probed.arguments else "resized"
 
 
 def fixed_channels(name: str) -> bool:
-    """Whether an image without three channels needs a convolution before the model."""
-    trial, _ = describe_encoder(Options(name, in_channels=1)).backbone
-    return trial.in_channels != 1
+    """Whether other channels than three need a convolution before the model."""
+    probed, _ = describe_encoder(Options(name, in_channels=1)).backbone
+    return probed.in_channels != 1
 
 
 def try_smp(name: str) -> Record:

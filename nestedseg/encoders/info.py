@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nestedseg.encoders import timm_encoder
 from nestedseg.encoders.description import Options
-from nestedseg.encoders.trial import pretrained_cfg
+from nestedseg.encoders.timm_model import pretrained_cfg
 
 
 @dataclass(frozen=True)

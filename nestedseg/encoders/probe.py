@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from nestedseg.base.errors import nearest, show
-from nestedseg.encoders.trial import Maps, Size, Trial, Unfit, nearest_power
+from nestedseg.encoders.prober import Maps, Prober, Size, nearest_power
+from nestedseg.encoders.timm_model import DoesNotRun
 
 # How a model may be told that images differ in size; the first that works is used.
 DYNAMIC: tuple[dict[str, Any], ...] = (
@@ -71,11 +72,11 @@ def probe(name: str, in_channels: int = RGB, image_size: Size | None = None) -> 
     Raises:
         ValueError: the model does not even run at its own size.
     """
-    trial = _trial(name)
-    found = _any_size(trial) or _one_size(trial, image_size)
+    prober = _prober_of(name)
+    found = _any_size(prober) or _one_size(prober, image_size)
     if in_channels == RGB:
         return found
-    other = Trial(name, in_channels, trial.device)
+    other = Prober(name, in_channels, prober.device)
     takes = other.fits(found.runs_at or (found.smallest,) * 2, **dict(found.arguments))
     return replace(found, in_channels=in_channels) if takes else found
 
@@ -91,65 +92,65 @@ def probe_named(name: str, found: Probe, taps: tuple[str, ...]) -> tuple[Feature
     Raises:
         ValueError: no such module, or what it gives is no feature map.
     """
-    trial, arguments = _trial(name), dict(found.arguments)
-    known = trial.modules(**arguments)
+    prober, arguments = _prober_of(name), dict(found.arguments)
+    known = prober.modules(**arguments)
     for tap in taps:
         if tap not in known:
             raise ValueError(f"encoder {name!r} has no module {show(tap)}; {nearest(tap, known)}")
     multiple = found.factor * max(feature.nominal for feature in found.features)
     size = found.runs_at or (ODD_SIZES[0] * multiple, ODD_SIZES[1] * multiple)
     try:
-        return _features(trial.run(size, taps, **arguments))
-    except Unfit as error:
+        return _features(prober.run(size, taps, **arguments))
+    except DoesNotRun as error:
         raise ValueError(f"modules {list(taps)} of encoder {name!r} give no feature maps: "
                          f"{error}") from None
 
 
 @lru_cache(maxsize=1)  # a model is often asked for again at once, for other sizes or channels
-def _trial(name: str) -> Trial:
+def _prober_of(name: str) -> Prober:
     for device in ("meta", "cpu"):  # some models read values, which meta has not
-        trial = Trial(name, RGB, device)
+        prober = Prober(name, RGB, device)
         try:
-            trial.run(trial.own_size)
-            return trial
-        except Unfit as error:
+            prober.run(prober.own_size)
+            return prober
+        except DoesNotRun as error:
             reason = error
     raise ValueError(f"encoder {name!r} gives no feature maps: {reason}")
 
 
-def _any_size(trial: Trial) -> Probe | None:
+def _any_size(prober: Prober) -> Probe | None:
     """The way in which the model takes any size, if there is one."""
-    own = trial.run(trial.own_size)
+    own = prober.run(prober.own_size)
     for factor, arguments in itertools.product(FACTORS, DYNAMIC):
         multiple = factor * own.deepest
         size = (ODD_SIZES[0] * multiple, ODD_SIZES[1] * multiple)
-        if trial.fits(size, **arguments):
-            maps = trial.run(size, **arguments)
+        if prober.fits(size, **arguments):
+            maps = prober.run(size, **arguments)
             if max(a / b for a, b in zip(own.strides, maps.strides)) > LIKE:
                 return None  # it resizes the image itself, to one size
             smallest = next(n for n in itertools.count(1)
-                            if n == ODD_SIZES[0] or trial.fits((n * multiple,) * 2, **arguments))
-            return _result(trial, maps, arguments, factor, smallest * multiple, None)
+                            if n == ODD_SIZES[0] or prober.fits((n * multiple,) * 2, **arguments))
+            return _result(prober, maps, arguments, factor, smallest * multiple, None)
     return None
 
 
-def _one_size(trial: Trial, image_size: Size | None) -> Probe:
+def _one_size(prober: Prober, image_size: Size | None) -> Probe:
     """The model built for this size where it can be, else for its own."""
-    own = trial.run(trial.own_size)
+    own = prober.run(prober.own_size)
     if image_size is not None and image_size != own.size:
         for factor in FACTORS:
             multiple = factor * own.deepest
             size = tuple(math.ceil(side / multiple) * multiple for side in image_size)
-            if trial.fits(size, img_size=size):
-                maps = trial.run(size, img_size=size)
-                return _result(trial, maps, {"img_size": size}, factor, 1, size)
-    return _result(trial, own, {}, 1, 1, own.size)
+            if prober.fits(size, img_size=size):
+                maps = prober.run(size, img_size=size)
+                return _result(prober, maps, {"img_size": size}, factor, 1, size)
+    return _result(prober, own, {}, 1, 1, own.size)
 
 
-def _result(trial: Trial, maps: Maps, arguments: dict[str, Any], factor: int, smallest: int,
+def _result(prober: Prober, maps: Maps, arguments: dict[str, Any], factor: int, smallest: int,
             runs_at: Size | None) -> Probe:
     return Probe(_features(maps), tuple(sorted(arguments.items())), factor, smallest, runs_at,
-                 trial.in_channels, trial.parameters(**arguments))
+                 prober.in_channels, prober.parameters(**arguments))
 
 
 def _features(maps: Maps) -> tuple[Feature, ...]:

@@ -20,12 +20,17 @@ from nestedseg.decoder.layers import CONV, Level
 from nestedseg.encoders.checkpointing import guard_state
 from nestedseg.encoders.contract import Encoder
 from nestedseg.encoders.description import Description, Options, are_names
+from nestedseg.encoders.feature_selection import (
+    Neck,
+    Tap,
+    pattern_of,
+    select_features,
+    select_named,
+)
 from nestedseg.encoders.probe import Probe, probe, probe_named
-from nestedseg.encoders.pyramid import Neck, Tap, choose_taps, named_taps, pattern_of
-from nestedseg.encoders.trial import forward_taps, listen, pretrained_cfg
-from nestedseg.encoders.trim import trim
-from nestedseg.encoders.volumetric import plan
-from nestedseg.encoders.watch import depth_stride
+from nestedseg.encoders.timm_model import forward_taps, listen, pretrained_cfg
+from nestedseg.encoders.to_3d.plan import depth_stride, plan
+from nestedseg.encoders.unused import remove_unused
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +42,7 @@ class TimmEncoder(Encoder):
         name: of the timm model.
         model: the timm model, perhaps made volumetric; unused parts are removed from it in place.
         in_channels: channels of the image.
-        trial: the result of probing the model: which channels and sizes it takes.
+        probed: the result of probing the model: which channels and sizes it takes.
         taps: the features that the levels are made from, finest first.
         levels: channels and stride of each level, finest first.
         smallest: the size of an image or volume that the model takes.
@@ -45,16 +50,16 @@ class TimmEncoder(Encoder):
 
     model: Any  # timm does not declare the methods that its models have beyond nn.Module's
 
-    def __init__(self, name: str, model: nn.Module, in_channels: int, trial: Probe,
+    def __init__(self, name: str, model: nn.Module, in_channels: int, probed: Probe,
                  taps: tuple[Tap, ...], levels: tuple[Level, ...],
                  smallest: tuple[int, ...]) -> None:
         super().__init__()
-        self.key = name, trial, levels
-        self.runs_at = trial.runs_at
-        self.trial_size = trial.runs_at or smallest
-        self.model_channels = trial.in_channels
-        if in_channels != trial.in_channels:
-            self.colours = CONV[len(smallest)](in_channels, trial.in_channels, 1)
+        self.key = name, probed, levels
+        self.runs_at = probed.runs_at
+        self.meta_size = probed.runs_at or smallest
+        self.model_channels = probed.in_channels
+        if in_channels != probed.in_channels:
+            self.colours = CONV[len(smallest)](in_channels, probed.in_channels, 1)
         self.model = model
         self.necks = nn.ModuleList(Neck(tap, self.runs_at is None, level.stride)
                                    for tap, level in zip(taps, levels))
@@ -97,7 +102,7 @@ class TimmEncoder(Encoder):
         self.necks = self.necks[:count]
         if not are_names(self.taps):
             self.model.prune_intermediate_layers(self._wanted, prune_norm=True)
-        trim(self.model, self._features_on_meta, (self.key, self.taps))
+        remove_unused(self.model, self._features_on_meta, (self.key, self.taps))
         return self
 
     @property
@@ -105,7 +110,7 @@ class TimmEncoder(Encoder):
         return sorted(set(self.taps))
 
     def _features_on_meta(self, model: nn.Module) -> list[Tensor]:
-        x = torch.empty(1, self.model_channels, *self.trial_size, device="meta")
+        x = torch.empty(1, self.model_channels, *self.meta_size, device="meta")
         return forward_taps(model, x, self._wanted)
 
 
@@ -123,41 +128,41 @@ def describe_timm(options: Options) -> Description:
         ValueError: taps, channels or dimensions that the model does not support.
     """
     flat = options.dims == 2
-    trial = probe(options.encoder, options.in_channels, options.image_size if flat else None)
-    features = trial.features
+    probed = probe(options.encoder, options.in_channels, options.image_size if flat else None)
+    features = probed.features
     if are_names(options.encoder_taps):
         if not flat:
             raise ValueError("encoder_taps that name modules are only for images; for volumes give "
                              f"indices from 0 to {len(features) - 1}, got {options.encoder_taps}")
-        features = probe_named(options.encoder, trial, tuple(options.encoder_taps))
-        taps = named_taps(dict(zip(options.encoder_taps, features)))
+        features = probe_named(options.encoder, probed, tuple(options.encoder_taps))
+        taps = select_named(dict(zip(options.encoder_taps, features)))
     else:
-        taps = choose_taps(features, options.encoder_taps, options.pyramid_channels)
+        taps = select_features(features, options.encoder_taps, options.pyramid_channels)
     own = pretrained_cfg(options.encoder).input_size[-2:] if flat else None
     size = options.image_size or own
-    halvings = int(math.log2(max(feature.nominal for feature in trial.features)))
+    halvings = int(math.log2(max(feature.nominal for feature in probed.features)))
     halved = options.depth_strides or ()
     if len(halved) > halvings:
         raise ValueError(f"depth_strides: encoder {options.encoder!r} halves height and width "
                          f"{halvings} times, got {len(halved)} strides")
-    smallest = ((trial.smallest,) * 2 if flat
-                else plan(options.encoder, trial, options.depth_strides).smallest)
+    smallest = ((probed.smallest,) * 2 if flat
+                else plan(options.encoder, probed, options.depth_strides).smallest)
     if not flat and any(tap.made for tap in taps):
         raise ValueError(f"encoder {options.encoder!r} cannot be made volumetric: all its features "
                          "have one stride, and the pyramid made from them is only for images")
     levels = tuple(Level(tap.channels, along_axes(tap.stride, options)) for tap in taps)
     return Description(
-        levels, multiples_of(taps, trial, options), timm_preprocessing(options, size), smallest,
-        pattern_of(features), size if trial.runs_at else None, backbone=(trial, taps))
+        levels, multiples_of(taps, probed, options), timm_preprocessing(options, size), smallest,
+        pattern_of(features), size if probed.runs_at else None, backbone=(probed, taps))
 
 
-def multiples_of(taps: tuple[Tap, ...], trial: Probe,
+def multiples_of(taps: tuple[Tap, ...], probed: Probe,
                  options: Options) -> tuple[tuple[int, ...], ...]:
     """For each level, what images are padded to a multiple of if that level is the deepest."""
     needed = [max(tap.stride, tap.feature.nominal) for tap in taps]
-    if trial.runs_at:  # one size, whatever the depth
+    if probed.runs_at:  # one size, whatever the depth
         needed = [max(needed)] * len(needed)
-    return tuple(tuple(side * trial.factor for side in along_axes(deepest, options))
+    return tuple(tuple(side * probed.factor for side in along_axes(deepest, options))
                  for deepest in accumulate(needed, max))
 
 
@@ -176,17 +181,17 @@ def build_timm_encoder(options: Options, weights: str | Path | bool | None,
         ValueError: ``weights`` is none of these.
         OSError: the weights cannot be fetched or read.
     """
-    trial, taps = description.backbone
-    if trial.runs_at and not trial.arguments and options.image_size not in (None, trial.runs_at):
+    probed, taps = description.backbone
+    if probed.runs_at and not probed.arguments and options.image_size not in (None, probed.runs_at):
         log.warning("encoder %s cannot be built for images of %s: they are resized to %s inside it",
-                    options.encoder, options.image_size, trial.runs_at)
-    arguments = dict(trial.arguments) | {"in_chans": trial.in_channels}
+                    options.encoder, options.image_size, probed.runs_at)
+    arguments = dict(probed.arguments) | {"in_chans": probed.in_channels}
     model = load_model(options.encoder, weights, arguments)
     if options.dims == 3:
         # levels are removed first: inflating the unused head of a VGG would take gigabytes
         model.prune_intermediate_layers([tap.index for tap in taps[:count]])
-        plan(options.encoder, trial, options.depth_strides).apply(model, bool(weights))
-    return TimmEncoder(options.encoder, model, options.in_channels, trial, taps[:count],
+        plan(options.encoder, probed, options.depth_strides).apply(model, bool(weights))
+    return TimmEncoder(options.encoder, model, options.in_channels, probed, taps[:count],
                        description.levels[:count], description.smallest)
 
 

@@ -9,10 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import nestedseg
+from nestedseg.encoders.feature_selection import Neck, pattern_of, select_features
 from nestedseg.encoders.probe import Feature, probe
-from nestedseg.encoders.pyramid import Neck, choose_taps, pattern_of
-from nestedseg.encoders.trial import Trial, Unfit, nearest_power
-from nestedseg.encoders.trim import Nothing, trim
+from nestedseg.encoders.prober import Prober, nearest_power
+from nestedseg.encoders.timm_model import DoesNotRun
+from nestedseg.encoders.unused import Zero, remove_unused
 
 # Convolutional, attentional, both; strides from 1, 2, 4, 8 and 16, or one throughout; of any size,
 # dynamic, built for a size, or of one size alone; parallel branches; a fixed front end.
@@ -158,12 +159,12 @@ def test_the_issues_encoders_with_a_stem_at_an_odd_size(name):
 def test_an_encoder_at_full_resolution_needs_no_stem():
     strides = [level.stride[0] for level in make("dla46_c", stem=True).encoder.levels]
     assert strides == [1, 2, 4, 8, 16, 32]
-    with pytest.raises(ValueError, match="starts at stride 1, so 0 levels can be added; got 2"):
+    with pytest.raises(ValueError, match="stem needs 0 widths, one for each stride below 1"):
         make("dla46_c", stem=(8, 16))
 
 
-@pytest.mark.parametrize("widths, message", [((8, 16, 32), "2 levels can be added; got 3 widths"),
-                                             ((8,), "2 levels can be added; got 1 widths")])
+@pytest.mark.parametrize("widths, message", [((8, 16, 32), "stem needs 2 widths, .*, got 3"),
+                                             ((8,), "stem needs 2 widths, .*, got 1")])
 def test_widths_for_another_stem_are_refused(widths, message):
     with pytest.raises(ValueError, match=message):
         make("test_convnext", stem=widths)
@@ -240,23 +241,23 @@ def test_levels_are_measured(name, pattern, strides, channels, any_size, multipl
     assert (info.any_size, info.multiple) == (any_size, multiple)
 
 
-def test_a_trial_builds_and_runs_a_model_once(monkeypatch):
+def test_a_prober_builds_and_runs_a_model_once(monkeypatch):
     built = []
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *args, **kw: built.append(kw) or create(
         *args, **kw))
-    trial = Trial("test_vit3", 3, "meta")
-    assert trial.own_size == (160, 160)
-    assert trial.run((160, 160)).strides == [16.0] * len(trial.run((160, 160)).shapes)
-    assert not trial.fits((96, 64)) and trial.fits((96, 64), dynamic_img_size=True)
-    assert not trial.fits((96, 64), no_such_argument=1)
-    with pytest.raises(Unfit, match="no_such_argument"):
-        trial.run((96, 64), no_such_argument=1)
+    prober = Prober("test_vit3", 3, "meta")
+    assert prober.own_size == (160, 160)
+    assert prober.run((160, 160)).strides == [16.0] * len(prober.run((160, 160)).shapes)
+    assert not prober.fits((96, 64)) and prober.fits((96, 64), dynamic_img_size=True)
+    assert not prober.fits((96, 64), no_such_argument=1)
+    with pytest.raises(DoesNotRun, match="no_such_argument"):
+        prober.run((96, 64), no_such_argument=1)
     assert len(built) == 3
 
 
 def test_what_is_no_image_model_is_refused_by_name(monkeypatch):
-    monkeypatch.setattr("nestedseg.encoders.trial.forward_taps", lambda *args: 1 / 0)
+    monkeypatch.setattr("nestedseg.encoders.prober.forward_taps", lambda *args: 1 / 0)
     with pytest.raises(ValueError, match="'test_nfnet' gives no feature maps: ZeroDivisionError"):
         probe.__wrapped__("test_nfnet", 3)
 
@@ -285,17 +286,17 @@ def test_patterns_come_from_strides(strides, fits, pattern):
 
 
 def test_the_deepest_feature_of_each_stride_is_a_level():
-    taps = choose_taps(features(2, 4, 4, 8, 16, 16), None, None)
+    taps = select_features(features(2, 4, 4, 8, 16, 16), None, None)
     assert [(tap.index, tap.stride, tap.made) for tap in taps] == [
         (0, 2, False), (2, 4, False), (3, 8, False), (5, 16, False)]
-    taps = choose_taps(features(2, 4, 4, 8, 16, 16), (4, 1, 0), None)
+    taps = select_features(features(2, 4, 4, 8, 16, 16), (4, 1, 0), None)
     assert [tap.index for tap in taps] == [0, 1, 4]
 
 
 @pytest.mark.parametrize("stride, channels", [(16, [16, 32, 64, 64]), (32, [8, 16, 32, 64]),
                                               (8, [32, 64, 64, 64]), (14, [16, 32, 64, 64])])
 def test_one_stride_makes_a_simple_pyramid(stride, channels):
-    taps = choose_taps(features(*[stride] * 12, fits=stride != 14), None, None)
+    taps = select_features(features(*[stride] * 12, fits=stride != 14), None, None)
     assert [tap.index for tap in taps] == [2, 5, 8, 11]
     assert [tap.stride for tap in taps] == [4, 8, 16, 32] and all(tap.made for tap in taps)
     assert [tap.channels for tap in taps] == channels
@@ -306,7 +307,7 @@ def test_one_stride_makes_a_simple_pyramid(stride, channels):
 
 
 def test_the_pyramid_is_normalised_and_made_by_what_its_stride_needs():
-    necks = [Neck(tap).layers for tap in choose_taps(features(*[16] * 4), None, (8, 8, 64, 8))]
+    necks = [Neck(tap).layers for tap in select_features(features(*[16] * 4), None, (8, 8, 64, 8))]
     assert all(isinstance(layers[0], timm.layers.LayerNorm2d) for layers in necks)
     kinds = [[type(layer).__name__ for layer in layers[1:]] for layers in necks]
     assert kinds == [["ConvTranspose2d", "LayerNorm2d", "GELU", "ConvTranspose2d"],
@@ -314,7 +315,7 @@ def test_the_pyramid_is_normalised_and_made_by_what_its_stride_needs():
 
 
 def test_irregular_features_are_resampled():
-    taps = choose_taps(features(7, 14, 14, fits=False), None, None)
+    taps = select_features(features(7, 14, 14, fits=False), None, None)
     assert [(tap.index, tap.stride) for tap in taps] == [(0, 8), (2, 16)]
     x = torch.rand(1, 64, 32, 32)
     assert torch.equal(Neck(taps[0])(x, (224, 224)),
@@ -323,7 +324,7 @@ def test_irregular_features_are_resampled():
 
 def test_features_that_fit_pass_untouched():
     x = torch.rand(1, 64, 24, 40)
-    neck = Neck(choose_taps(features(4, 8), None, None)[0])
+    neck = Neck(select_features(features(4, 8), None, None)[0])
     assert neck(x, (96, 160)) is x and not list(neck.parameters())
 
 
@@ -351,7 +352,7 @@ def test_taps_and_channels_are_used():
             ] == [4, 16]
 
 
-# -- trimming --------------------------------------------------------------------------------------
+# -- what is unused --------------------------------------------------------------------------------
 
 
 class Branches(nn.Module):
@@ -388,7 +389,7 @@ def test_what_reaches_no_feature_is_taken_out(joins):
     model = Branches(joins).eval()
     x = torch.rand(1, 3, 8, 8)
     before = model(x)[0]
-    trim(model, lambda ghost: ghost(torch.empty(1, 3, 8, 8, device="meta")), joins)
+    remove_unused(model, lambda ghost: ghost(torch.empty(1, 3, 8, 8, device="meta")), joins)
     assert [name for name, _ in model.named_parameters()] == ["first.weight", "first.bias"]
     assert torch.equal(model(x)[0], before)
     assert isinstance(model.pooled, Pooled) and isinstance(model.branch, nn.Identity)
@@ -408,8 +409,8 @@ def test_a_branch_that_only_a_zero_can_replace():
             return [kept]
 
     model = Narrowing()
-    trim(model, lambda ghost: ghost(torch.empty(1, 3, 8, 8, device="meta")), "narrowing")
-    assert {type(model.branch), type(model.tail)} <= {nn.Identity, Nothing}
+    remove_unused(model, lambda ghost: ghost(torch.empty(1, 3, 8, 8, device="meta")), "narrowing")
+    assert {type(model.branch), type(model.tail)} <= {nn.Identity, Zero}
     assert all(name.startswith("first") for name, _ in model.named_parameters())
 
 
@@ -422,7 +423,7 @@ def test_pruning_twice_leaves_what_pruning_once_does(name):
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
-def test_a_model_that_recomputes_is_not_trimmed_away(name):
+def test_a_model_that_recomputes_is_not_removed(name):
     model, expected = make(name), make(name).prune(2).state_dict().keys()
     model.set_grad_checkpointing()
     small = model.prune(2)

@@ -1,4 +1,4 @@
-"""A 2-D model's modules made 3-D, in place, one rule a class: `CONVERSIONS`.
+"""The modules of a 2-D model made 3-D, in place: `CONVERSIONS` has a rule for each class of layer.
 
 Kernels are inflated (Carreira & Zisserman, arXiv 1705.07750): each is repeated along depth and
 divided by how often, so that on a volume that is the same in every slice, and away from its ends,
@@ -7,16 +7,29 @@ the result is that of the 2-D module.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from timm import layers
+from timm.layers.grn import GlobalResponseNorm
 from timm.layers.pool2d_same import MaxPool2dSame
+from timm.layers.selective_kernel import SelectiveKernelAttn
+from timm.models import (
+    _efficientnet_blocks,
+    convnext,
+    efficientvit_mit,
+    fastvit,
+    focalnet,
+    hgnet,
+    inception_next,
+    metaformer,
+    rdnet,
+    senet,
+)
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from nestedseg.encoders.translate import translated
+from nestedseg.encoders.to_3d import layers as layers_3d
 
 
 def convert(module: nn.Module, depth_stride: int | None = None, pretrained: bool = True) -> None:
@@ -30,6 +43,14 @@ def convert(module: nn.Module, depth_stride: int | None = None, pretrained: bool
     conversion = conversion_of(module)
     if conversion is not None:
         conversion(module, depth_stride, pretrained)
+
+
+def convert_all(model: nn.Module, depth_strides: Mapping[str, int] | None = None,
+                pretrained: bool = True) -> nn.Module:
+    """Makes a model 3-D, in place; ``depth_strides`` are those of some modules, by path."""
+    for path, module in model.named_modules():
+        convert(module, (depth_strides or {}).get(path), pretrained)
+    return model
 
 
 def conversion_of(module: nn.Module) -> Callable[..., None] | None:
@@ -88,6 +109,12 @@ def sizes_of(module: Any, depth_stride: int | None) -> None:
         module.dilation = (dilation[short], *dilation)
 
 
+def counterpart(module: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]]
+                ) -> type[nn.Module]:
+    """The 3-D class for a module of one of these classes, or of a subclass."""
+    return next(classes[cls] for cls in type(module).__mro__ if cls in classes)
+
+
 def convert_conv(module: Any, depth_stride: int | None, pretrained: bool) -> None:
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
         return  # its forward then fails on a volume, which names it
@@ -97,7 +124,7 @@ def convert_conv(module: Any, depth_stride: int | None, pretrained: bool) -> Non
         weight = fill(module.weight, module.kernel_size[0])
     module.weight = nn.Parameter(weight, module.weight.requires_grad)
     module._reversed_padding_repeated_twice = [p for p in reversed(module.padding) for _ in (0, 1)]
-    module.__class__ = Conv3dSame if isinstance(module, layers.Conv2dSame) else nn.Conv3d
+    module.__class__ = layers_3d.Conv3dSame if isinstance(module, layers.Conv2dSame) else nn.Conv3d
 
 
 def convert_standardised(module: Any, depth_stride: int | None, pretrained: bool) -> None:
@@ -106,12 +133,12 @@ def convert_standardised(module: Any, depth_stride: int | None, pretrained: bool
     module.weight = nn.Parameter(inflate(module.weight.detach() * kernel, kernel),
                                  module.weight.requires_grad)
     module.scale = getattr(module, "scale", 1.0) / kernel
-    module.__class__ = StandardisedConv3d
+    module.__class__ = layers_3d.StandardisedConv3d
 
 
 def convert_pool(module: Any, depth_stride: int | None, pretrained: bool) -> None:
     sizes_of(module, depth_stride)
-    module.__class__ = next(POOLS[cls] for cls in type(module).__mro__ if cls in POOLS)
+    module.__class__ = counterpart(module, POOLS)
 
 
 def convert_blur(module: Any, depth_stride: int | None, pretrained: bool) -> None:
@@ -125,13 +152,25 @@ def convert_blur(module: Any, depth_stride: int | None, pretrained: bool) -> Non
         module.filt = module.filt.unsqueeze(2)
         module.padding = [*module.padding, 0, 0]
     module.stride = (step, *pair(module.stride))
-    module.__class__ = BlurPool3d
+    module.__class__ = layers_3d.BlurPool3d
 
 
 def convert_upsample(module: Any, depth_stride: int | None, pretrained: bool) -> None:
     factor = pair(module.scale_factor)
     module.scale_factor = (factor[0] if depth_stride is None else float(depth_stride), *factor)
-    module.__class__ = translated(nn.Upsample)
+    module.mode = MODES.get(module.mode, module.mode)
+
+
+def convert_pad(module: Any, depth_stride: int | None, pretrained: bool) -> None:
+    """Pads both ends of depth as it pads top and bottom."""
+    module.padding = (*module.padding, *module.padding[2:])
+    module.__class__ = counterpart(module, PADS)
+
+
+def convert_scale(module: Any, depth_stride: int | None, pretrained: bool) -> None:
+    """Its factors are laid out as ``(C, 1, 1, 1)``, where they were as ``(C, 1, 1)``."""
+    if len(module.shape) > 1:
+        module.shape = (*module.shape, 1)
 
 
 def becomes(cls: type[nn.Module]) -> Callable[..., None]:
@@ -141,85 +180,11 @@ def becomes(cls: type[nn.Module]) -> Callable[..., None]:
     return convert_class
 
 
-# -- what timm has in 2-D alone --------------------------------------------------------------------
-
-
-def pad_same(x: Tensor, module: Any, value: float = 0.0) -> Tensor:
-    """TensorFlow's padding, such that n voxels give n / stride, rounded up."""
-    dilation = pair(getattr(module, "dilation", 1))
-    sides: list[int] = []
-    for n, k, s, d in zip(x.shape[2:], module.kernel_size, module.stride,
-                          dilation if len(dilation) == 3 else (1, 1, 1)):
-        total = max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
-        sides = [total // 2, total - total // 2, *sides]
-    return F.pad(x, sides, value=value)
-
-
-class Conv3dSame(nn.Conv3d):
-    """A convolution with TensorFlow's padding."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(pad_same(x, self))
-
-
-class MaxPool3dSame(nn.MaxPool3d):
-    """Max pooling with TensorFlow's padding."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(pad_same(x, self, -float("inf")))
-
-
-class AvgPool3dSame(nn.AvgPool3d):
-    """Average pooling with TensorFlow's padding."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(pad_same(x, self))
-
-
-class StandardisedConv3d(nn.Conv3d):
-    """Weight standardisation (arXiv 1903.10520), with a gain where it is scaled (2101.08692)."""
-
-    eps: float
-    scale: float
-    gain: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        if getattr(self, "same_pad", False):
-            x = pad_same(x, self)
-        scale = self.weight.new_full((self.out_channels,), self.scale)
-        if hasattr(self, "gain"):
-            scale = scale * self.gain.flatten()
-        weight = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, scale,
-                              training=True, momentum=0.0, eps=self.eps)
-        return self._conv_forward(x, weight.view_as(self.weight), self.bias)
-
-
-class BlurPool3d(nn.Module):
-    """Anti-aliasing (arXiv 1904.11486): a binomial filter, then every other voxel."""
-
-    filt: Tensor
-    padding: list[int]
-    pad_mode: str
-    stride: tuple[int, int, int]
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, self.padding, mode=self.pad_mode)
-        weight = self.filt.expand(x.shape[1], *self.filt.shape[1:])
-        return F.conv3d(x, weight, stride=self.stride, groups=x.shape[1])
-
-
-class BatchNormAct3d(layers.BatchNormAct2d):
-    """Batch norm, then an activation."""
-
-    _check_input_dim = nn.BatchNorm3d._check_input_dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(nn.BatchNorm3d.forward(self, x)))
-
-
 SAME = (layers.Conv2dSame, MaxPool2dSame, layers.AvgPool2dSame)
 POOLS = {nn.MaxPool2d: nn.MaxPool3d, nn.AvgPool2d: nn.AvgPool3d,
-         MaxPool2dSame: MaxPool3dSame, layers.AvgPool2dSame: AvgPool3dSame}
+         MaxPool2dSame: layers_3d.MaxPool3dSame, layers.AvgPool2dSame: layers_3d.AvgPool3dSame}
+PADS = {nn.ConstantPad2d: nn.ConstantPad3d, nn.ZeroPad2d: nn.ZeroPad3d}
+MODES = {"bilinear": "trilinear"}
 
 CONVERSIONS: dict[type[nn.Module], Callable[..., None]] = {
     nn.Conv2d: convert_conv,
@@ -231,8 +196,34 @@ CONVERSIONS: dict[type[nn.Module], Callable[..., None]] = {
     **dict.fromkeys(POOLS, convert_pool),
     layers.BlurPool2d: convert_blur,
     nn.Upsample: convert_upsample,
-    nn.BatchNorm2d: becomes(nn.BatchNorm3d),
-    layers.BatchNormAct2d: becomes(BatchNormAct3d),
-    nn.InstanceNorm2d: becomes(nn.InstanceNorm3d),
-    nn.Dropout2d: becomes(nn.Dropout3d),
-}
+    **dict.fromkeys(PADS, convert_pad),
+    metaformer.Scale: convert_scale,
+} | {cls: becomes(cls_3d) for cls, cls_3d in {
+    nn.BatchNorm2d: nn.BatchNorm3d,
+    nn.InstanceNorm2d: nn.InstanceNorm3d,
+    nn.Dropout2d: nn.Dropout3d,
+    layers.BatchNormAct2d: layers_3d.BatchNormAct3d,
+    layers.LayerNorm2d: layers_3d.LayerNorm3d,
+    layers.RmsNorm2d: layers_3d.RmsNorm3d,
+    layers.SimpleNorm2d: layers_3d.SimpleNorm3d,
+    GlobalResponseNorm: layers_3d.GlobalResponseNorm3d,
+    layers.LayerScale2d: layers_3d.LayerScale3d,
+    fastvit.LayerScale2d: layers_3d.FastVitLayerScale3d,
+    layers.EcaModule: layers_3d.Eca3d,
+    fastvit.Attention: layers_3d.FastVitAttention3d,
+    layers.SEModule: layers_3d.SEModule3d,
+    layers.EffectiveSEModule: layers_3d.EffectiveSEModule3d,
+    _efficientnet_blocks.SqueezeExcite: layers_3d.SqueezeExcite3d,
+    senet.SEModule: layers_3d.LegacySEModule3d,
+    hgnet.EseModule: layers_3d.EseModule3d,
+    layers.GlobalContext: layers_3d.GlobalContext3d,
+    SelectiveKernelAttn: layers_3d.SelectiveKernelAttn3d,
+    layers.SplitAttn: layers_3d.SplitAttn3d,
+    focalnet.FocalModulation: layers_3d.FocalModulation3d,
+    convnext.ConvNeXtBlock: layers_3d.ConvNeXtBlock3d,
+    inception_next.MetaNeXtBlock: layers_3d.MetaNeXtBlock3d,
+    rdnet.DenseBlock: layers_3d.DenseBlock3d,
+    metaformer.MetaFormerStage: layers_3d.MetaFormerStage3d,
+    efficientvit_mit.LiteMLA: layers_3d.LiteMLA3d,
+    hgnet.StemV2: layers_3d.HGNetStem3d,
+}.items()}

@@ -16,19 +16,19 @@ from torch import Tensor, nn
 from nestedseg.decoder.meta import meta_copy
 
 Run = Callable[[nn.Module], Sequence[Tensor]]
-Idle = dict[str, "type[nn.Module] | None"]
+Unused = dict[str, "type[nn.Module] | None"]
 
-_found: dict[Hashable, Idle] = {}
+_found: dict[Hashable, Unused] = {}
 
 
-class Nothing(nn.Module):
+class Zero(nn.Module):
     """Stands where a branch was whose result nobody reads: 0, whatever the input."""
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         return x.new_zeros(())
 
 
-def trim(model: nn.Module, run: Run, key: Hashable) -> None:
+def remove_unused(model: nn.Module, run: Run, key: Hashable) -> None:
     """Takes out, in place, the modules and parameters that no feature depends on.
 
     Args:
@@ -37,7 +37,7 @@ def trim(model: nn.Module, run: Run, key: Hashable) -> None:
     """
     key = key, tuple(name for name, _ in model.named_parameters())
     if key not in _found:
-        _found[key] = find_idle(model, run)
+        _found[key] = find_unused(model, run)
     for path, stub in _found[key].items():
         if stub is None:
             to_buffer(model, path)
@@ -45,7 +45,7 @@ def trim(model: nn.Module, run: Run, key: Hashable) -> None:
             model.set_submodule(path, stub())
 
 
-def find_idle(model: nn.Module, run: Run) -> Idle:
+def find_unused(model: nn.Module, run: Run) -> Unused:
     """What can go: stubs by the path of a module, ``None`` by that of a lone parameter."""
     ghost = meta_copy(model).eval()
     for parameter in ghost.parameters():
@@ -56,7 +56,7 @@ def find_idle(model: nn.Module, run: Run) -> Idle:
         except Exception:  # a model that reads values has no meta form; it is left as it is
             return {}
         unused = unused_parameters(ghost, features)
-        return Stubs(ghost, run, unused).found if unused else {}
+        return UnusedModules(ghost, run, unused).found if unused else {}
 
 
 def unused_parameters(ghost: nn.Module, features: Iterable[Tensor]) -> list[str]:
@@ -78,7 +78,7 @@ def ancestors(nodes: Iterable[Any]) -> set[Any]:
     return found
 
 
-class Stubs:
+class UnusedModules:
     """Replaces modules of a copy on which nothing depends, where it then still runs.
 
     ``found`` are the stubs by path, and with ``None`` the unused parameters of other modules.
@@ -88,24 +88,24 @@ class Stubs:
         self.ghost, self.run, self.unused = ghost, run, set(unused)
         self.read, self.made = trace(ghost, run)
         self.shapes = self._shapes()
-        self.found: Idle = {}
-        self._replace(self._dead(""))
+        self.found: Unused = {}
+        self._replace(self._unused_below(""))
         left = dict(ghost.named_parameters())
         self.found |= {name: None for name in unused if name in left}
 
-    def _dead(self, path: str) -> list[str]:
+    def _unused_below(self, path: str) -> list[str]:
         """Paths of the outermost modules below ``path`` on which nothing depends."""
         found: list[str] = []
         for name, child in self.ghost.get_submodule(path).named_children():
             inner = f"{path}.{name}" if path else name
             own = {f"{inner}.{parameter}" for parameter, _ in child.named_parameters()}
-            if own and own <= self.unused and self._is_dead(inner):
+            if own and own <= self.unused and self._is_unused(inner):
                 found.append(inner)
             elif own & self.unused:
-                found += self._dead(inner)
+                found += self._unused_below(inner)
         return found
 
-    def _is_dead(self, path: str) -> bool:
+    def _is_unused(self, path: str) -> bool:
         if path in self.made:
             return self.read.isdisjoint(self.made[path])
         return not any(called.startswith(f"{path}.") for called in self.made)  # no mere container
@@ -113,7 +113,7 @@ class Stubs:
     def _replace(self, paths: list[str]) -> None:
         """All at once if the copy then runs, else by halves."""
         before = {path: self.ghost.get_submodule(path) for path in paths}
-        for stub in (nn.Identity, Nothing) if paths else ():
+        for stub in (nn.Identity, Zero) if paths else ():
             self._put({path: stub() for path in paths})
             if self._shapes() == self.shapes:
                 self.found |= dict.fromkeys(paths, stub)

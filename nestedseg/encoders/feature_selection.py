@@ -46,7 +46,7 @@ def pattern_of(features: Sequence[Feature]) -> str:
     return "doubling" if doubles and all(f.fits for f in features) else "irregular"
 
 
-def choose_taps(features: Sequence[Feature], taps: Sequence[int | str] | None,
+def select_features(features: Sequence[Feature], taps: Sequence[int | str] | None,
                 channels: Sequence[int] | None) -> tuple[Tap, ...]:
     """The levels, finest first.
 
@@ -73,7 +73,7 @@ def choose_taps(features: Sequence[Feature], taps: Sequence[int | str] | None,
                  for stride, index in sorted(deepest.items()))
 
 
-def named_taps(features: Mapping[str, Feature]) -> tuple[Tap, ...]:
+def select_named(features: Mapping[str, Feature]) -> tuple[Tap, ...]:
     """A level from what each of these modules gives, finest first.
 
     Raises:
