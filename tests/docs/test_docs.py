@@ -26,12 +26,15 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 OTHERS = ("lightning",)  # libraries that a block shows the use of, and that the project never needs
+LONG = ("instances", "export")  # a Mask R-CNN of full size, and translations to ONNX
 ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
-@each_page
+@pytest.mark.parametrize("page", [  # `make docs` runs the long ones too
+    pytest.param(page, marks=pytest.mark.slow if page.stem in LONG else (), id=page.stem)
+    for page in PAGES])
 def test_the_blocks_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
