@@ -37,13 +37,15 @@ def remade(make: Callable[..., Tensor], use: Callable[[Tensor], Tensor], *inputs
            module: nn.Module | None = None) -> Tensor:
     """``use(make(*inputs))``, whose backward pass makes the value in between once more.
 
-    For values that are cheap to make: the backward pass then keeps ``inputs`` instead.
+    For values that are cheap to make: the backward pass then keeps ``inputs`` instead. A value of
+    a `SyncBatchNorm` is not: it would take all processes, which go backward each in its own time.
 
     Args:
         make: gives the same value for the same inputs.
         module: what it calls, whose batch norms must not count a batch twice.
     """
-    if _nested or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if (_nested or torch.compiler.is_compiling() or not torch.is_grad_enabled()
+            or isinstance(module, nn.SyncBatchNorm)):
         return use(make(*inputs))
     value = _Remade(make, inputs, module)
     with torch.autograd.graph.saved_tensors_hooks(value.pack, value.unpack):

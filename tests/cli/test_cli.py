@@ -223,7 +223,7 @@ def test_lists(capsys):
 
 def test_help_names_every_command(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main(["--help"])
     printed = capsys.readouterr().out
     for command in ("train", "predict", "prune", "export", "publish", "summary", "draw",
