@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,7 +32,7 @@ def fuse_decoder(decoder: Decoder) -> None:
         node = decoder.node(name)
         dtype = next((weight.dtype for weight in node.block.parameters()), None)
         x = torch.empty(1, node.in_channels, *[4] * node.dims, dtype=dtype, device="meta")
-        fold_batch_norms(node.block, partial(run_alone, x))
+        fold_batch_norms(node.block, partial(run_alone, x), f"node {name!r}")
         if node.has_fast_form:
             decoder.add_module(name, FusedNode(node))
 
@@ -77,7 +78,7 @@ class FusedNode(nn.Module):
         return self.block.finish(join_fast(parts, tuple(self.edges.values()), inputs))
 
 
-def fold_batch_norms(module: nn.Module, run: Run) -> None:
+def fold_batch_norms(module: nn.Module, run: Run, name: str) -> None:
     """Folds batch norms into the convolutions before them, in place, where that is proven safe.
 
     Read off autograd's graph, on a copy without weights: nothing but the norm reads what the
@@ -85,8 +86,9 @@ def fold_batch_norms(module: nn.Module, run: Run) -> None:
 
     Args:
         run: calls a copy of the module on the meta device, and returns its outputs.
+        name: of the module, for the warning where that cannot be done.
     """
-    for conv_path, norm_path in foldable(module, run):
+    for conv_path, norm_path in foldable(module, run, name):
         conv: Any = module.get_submodule(conv_path)
         norm: Any = module.get_submodule(norm_path)
         conv.weight, conv.bias = fuse_conv_bn_weights(
@@ -101,8 +103,11 @@ def after(norm: nn.Module) -> nn.Module:
     return nn.Sequential(*rest) if rest else nn.Identity()
 
 
-def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:
-    """Paths of the convolutions and batch norms that can be folded."""
+def foldable(module: nn.Module, run: Run, name: str) -> list[tuple[str, str]]:
+    """Paths of the convolutions and batch norms that can be folded.
+
+    None of a model that reads values, and so has no meta form: a warning says so.
+    """
     ghost = meta_copy(module).eval()
     for parameter in ghost.parameters():
         parameter.requires_grad_()
@@ -133,7 +138,11 @@ def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:
     with torch.enable_grad():
         try:
             outputs = run(ghost)
-        except Exception:  # a model that reads values has no meta form; it is left as it is
+        except Exception as error:  # each model fails in its own way
+            if any(isinstance(child, _BatchNorm) for child in ghost.modules()):
+                warnings.warn(f"the batch norms of {name} are left as they are: it cannot be run "
+                              f"without values ({type(error).__name__}: {error}); outputs are the "
+                              "same, but no faster", stacklevel=5)  # where fuse is called
             return []
     readers = count_readers([output.grad_fn for output in outputs])
     return [(made[node], path) for path, node in read.items() if node in made

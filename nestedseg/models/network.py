@@ -305,6 +305,7 @@ def fuse_parts(model: Network) -> tuple[Encoder, Decoder]:
     size = config.image_size or config.pad_multiple
     dtype = next(model.parameters()).dtype
     x = torch.empty(1, config.in_channels, *size, dtype=dtype, device="meta")
-    fold_batch_norms(model.encoder, lambda encoder: encoder(model._pad(x)))
+    fold_batch_norms(model.encoder, lambda encoder: encoder(model._pad(x)),
+                     f"encoder {config.encoder!r}")
     fuse_decoder(model.decoder)
     return model.encoder, model.decoder
