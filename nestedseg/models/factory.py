@@ -66,8 +66,8 @@ def create(
         task: "binary" (one class, sigmoid), "multiclass" (softmax; class 0 is usually the
             background) or "multilabel" (sigmoids). Default: binary if ``classes == 1``, else
             multiclass.
-        encoder_weights: ``None`` = random; "imagenet" = timm's weights of the name's tag, else of
-            its default tag; or the path of a .safetensors file with the timm model's state dict.
+        encoder_weights: ``None`` = random; "imagenet" or ``True`` = timm's weights of the name's
+            tag, else of its default tag; or the path of a .safetensors file with the timm model's state dict.
         depth: L. Default: every level the encoder offers (plain: 4). With a graph: the head to
             prune it to.
         encoder_channels: widths of the plain encoder, finest first.
