@@ -67,7 +67,8 @@ def create(
             background) or "multilabel" (sigmoids). Default: binary if ``classes == 1``, else
             multiclass.
         encoder_weights: ``None`` = random; "imagenet" or ``True`` = timm's weights of the name's
-            tag, else of its default tag; or the path of a .safetensors file with the timm model's state dict.
+            tag, else of its default tag; or the path of a .safetensors file with the timm model's
+            state dict.
         depth: L. Default: every level the encoder offers (plain: 4). With a graph: the head to
             prune it to.
         encoder_channels: widths of the plain encoder, finest first.

@@ -267,7 +267,7 @@ class ReadsValues(nn.Module):
         self.body = body
 
     def forward(self, x):
-        return self.body(x) if x.sum() > 0 else self.body(x)
+        return self.body(x * bool(x.abs().sum() >= 0))
 
 
 def test_an_encoder_that_cannot_be_run_without_values_is_named_and_keeps_its_outputs():

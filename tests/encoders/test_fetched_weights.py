@@ -46,5 +46,5 @@ def test_false_and_none_are_random_weights(server, weights, given):
 
 
 def test_true_is_refused_where_there_is_nothing_to_fetch():
-    with pytest.raises(ValueError, match="plain encoder has no pretrained weights.*got True"):
+    with pytest.raises(ValueError, match=r"plain encoder has no pretrained weights.*got True"):
         nestedseg.create("unet", "plain", encoder_weights=True)
