@@ -21,12 +21,12 @@ class Settings:
         steps: batches in an epoch; ``None`` = as many as it takes to tile the training images.
         batch: patches in a batch, on each process.
         patch: size of a patch in pixels, along each axis, or one number for all.
-        lr: Adam's learning rate.
-        patience: stop after this many epochs without a better validation score.
         foreground: the fraction of patches that are centred on a pixel of the foreground; ``None``
             = 0 for pictures, 1/3 for volumes.
         mirror: whether patches are mirrored and turned at random; not where labels tell left from
             right, or front from back.
+        lr: Adam's learning rate.
+        patience: stop after this many epochs without a better validation score.
         seed: of everything random.
         precision: "auto" (bf16 or fp16 where there is a CUDA device, else none), "no", "bf16",
             "fp16".
