@@ -15,46 +15,79 @@ import nestedseg
 from nestedseg.base.moved import MOVED
 from nestedseg.instances import detectors
 
-# Names that the issue fixes, and where it fixes their defaults.
-NAMES = {"Graph", "GraphError", "SegmentationModel", "choose_depth", "create", "from_pretrained",
-         "list_encoders", "list_topologies", "preprocess", "register_topology", "topology"}
-SUBMODULES = {"convert", "data", "losses", "metrics", "prediction", "training"}
-CREATE = {
-    "classes": 1, "in_channels": 3, "task": None, "encoder_weights": None, "depth": None,
-    "encoder_channels": (32, 64, 128, 256, 512), "decoder_channels": None,
-    "deep_supervision": None, "upsample": "nearest", "norm": "batch", "activation": "relu",
-    "dropout": 0.0, "dims": 2, "output": "deepest",
+TINY = {"encoder_channels": (4, 6, 8)}
+RESNET = {"encoder": "test_resnet", "decoder_channels": (4,) * 5}
+SIZED = {"encoder": "test_vit_relpos", "decoder_channels": (4,) * 4}
+# By argument: the documented default in full, a value that must show, and other arguments.
+DEFAULTS = {
+    "encoder": ("plain", "test_resnet", {}),
+    "classes": (1, 2, {}),
+    "in_channels": (3, 4, {}),
+    "task": ("binary", "multilabel", {}),
+    "task of classes": ("multiclass", "multilabel", {"classes": 3}),
+    "encoder_weights": (None, ..., RESNET),
+    "depth": (2, 1, {}),
+    "encoder_channels": ((32, 64, 128, 256, 512), (32, 64, 128, 256, 511), {}),
+    "decoder_channels": ((4, 6), (4, 4), {}),
+    "decoder_channels over timm": ((32, 64, 128, 256), (32, 64, 128, 255),
+                                   {"encoder": "test_resnet"}),
+    "deep_supervision": (False, True, {}),
+    "deep_supervision of unet_e": (True, ..., {"topology": "unet_e"}),  # which has no other
+    "upsample": ("nearest", "bilinear", {}),
+    "norm": ("batch", "instance", {}),
+    "activation": ("relu", "gelu", {}),
+    "bias": (False, True, {}),
+    "dropout": (0.0, 0.9, {}),
+    "dims": (2, 3, {}),
+    "head_kernel": (1, 3, {}),
+    "output": ("deepest", "ensemble", {"deep_supervision": True}),
+    "image_size": ((160, 160), (96, 160), SIZED),
+    "stem": (False, True, RESNET),
+    "encoder_taps": ((0, 1, 2, 3, 4), (1, 2, 3, 4), RESNET),
+    "pyramid_channels": ((24, 48, 96, 96), (32, 32, 32, 32), SIZED),
+    "strides": (((2, 2), (2, 2)), ((1, 2), (2, 2)), {}),
+    "depth_strides": ((2, 2, 2, 2, 2), (1, 2, 2, 2, 2), RESNET | {"dims": 3}),
+    "execution": ("fast", "reference", {}),
+    "class_names": (None, ("cell",), {}),
 }
-MODEL = {"forward", "forward_heads", "predict", "depths", "graph", "config", "summary", "prune",
-         "output", "save_pretrained"}
-GRAPH = {"from_dict", "to_dict", "from_json", "to_json", "depth", "order", "prune", "to_mermaid",
-         "to_svg"}
 
 
-def test_every_name_of_the_issue_is_there():
-    assert {*nestedseg.__all__} >= NAMES
-    assert all(hasattr(nestedseg, name) for name in nestedseg.__all__)
-    assert all(hasattr(nestedseg.SegmentationModel, name) for name in MODEL)
-    assert all(hasattr(nestedseg.Graph, name) for name in GRAPH)
-    assert {*nestedseg.__all__} | SUBMODULES <= {*dir(nestedseg)}
+def outcome(topology="unetpp", **arguments):
+    """The configuration, the shapes of the weights, and what a seeded model gives in training."""
+    torch.manual_seed(0)
+    small = TINY if arguments.get("encoder", "plain") == "plain" else {}
+    model = nestedseg.create(topology, **small | arguments)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    size = model.config["image_size"] or [32] * model.config["dims"]
+    with torch.no_grad():
+        logits = model(torch.randn(2, model.config["in_channels"], *size))
+    return model.config, shapes, logits if isinstance(logits, tuple) else (logits,)
 
 
-def test_create_takes_what_the_issue_says_and_defaults_to_it():
-    parameters = inspect.signature(nestedseg.create).parameters
-    assert list(parameters)[:2] == ["topology", "encoder"]
-    assert parameters["encoder"].default == "plain"
-    for name, default in CREATE.items():
-        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
-        assert parameters[name].default == default
-    assert list(inspect.signature(nestedseg.from_pretrained).parameters)[1] == "depth"
-    assert list(inspect.signature(nestedseg.choose_depth).parameters) == ["scores", "tolerance"]
+def same(one, other, but=None):
+    """Whether two outcomes are; a configuration may keep the argument as it was given."""
+    first, second = one[0] | {but: None}, other[0] | {but: None}
+    return first == second and one[1] == other[1] and all(map(torch.equal, one[2], other[2]))
 
 
-def test_losses_and_metrics_have_the_issues_names():
-    for name in ("HybridLoss", "PaperHybridLoss", "DeepSupervision"):
-        assert inspect.isclass(getattr(nestedseg.losses, name))
-    assert inspect.isclass(nestedseg.metrics.SegmentationScores)
-    assert callable(nestedseg.data.synthetic_nuclei)
+@pytest.mark.parametrize("row", DEFAULTS)
+def test_a_default_of_create_is_what_is_documented(row):
+    name, (documented, other, given) = row.split()[0], DEFAULTS[row]
+    implied = outcome(**given) if name != "encoder_channels" else outcome(
+        encoder_channels=inspect.signature(nestedseg.create).parameters[name].default)
+    assert same(outcome(**given | {name: documented}), implied, but=name)
+    assert other is ... or not same(outcome(**given | {name: other}), implied)
+
+
+def test_every_argument_of_create_has_a_documented_default():
+    arguments = [*inspect.signature(nestedseg.create).parameters]
+    assert arguments[0] == "topology" and {*arguments[1:]} == {row.split()[0] for row in DEFAULTS}
+
+
+@pytest.mark.parametrize("name, room", nestedseg._NAMES.items())
+def test_a_short_name_is_the_object_of_its_room(name, room):
+    assert getattr(nestedseg, name) is getattr(importlib.import_module(f"nestedseg.{room}"), name)
+    assert name in dir(nestedseg) and name in nestedseg.__all__
 
 
 def test_topologies_are_listed_and_a_new_one_is_one_function():
@@ -84,47 +117,58 @@ def test_the_version_is_that_of_the_installed_package():
     assert (Path(nestedseg.__file__).parent / "py.typed").exists()
 
 
-# -- what importing costs --------------------------------------------------------------------------
+# -- what importing loads --------------------------------------------------------------------------
 
 FRESH = """
-import json, sys, time
+import json, sys
 for name in ("accelerate", "matplotlib", "monai", "cv2", "scipy", "pandas"):
     sys.modules[name] = None  # as if it were not installed
+before = set(sys.modules)
+import nestedseg
+of_import = sorted(set(sys.modules) - before)
 import timm, torch
 before = set(sys.modules)
-start = time.process_time()
-import nestedseg
-seconds = time.process_time() - start
-new = sorted(set(sys.modules) - before)
+model = nestedseg.create("unetpp", encoder_channels=(2, 3, 4), deep_supervision=True)
+of_create = sorted(set(sys.modules) - before)
+import nestedseg.preprocess, nestedseg.pyramid, nestedseg.topology.graph
+functions = [callable(each) for each in (
+    nestedseg.preprocess, nestedseg.pyramid, nestedseg.topology)]
 
 import tempfile
-model = nestedseg.create("unetpp", encoder_channels=(2, 3, 4), deep_supervision=True)
 logits, target = model(torch.zeros(2, 3, 9, 9)), torch.ones(2, 9, 9)
 nestedseg.losses.DeepSupervision(nestedseg.losses.HybridLoss("binary"))(logits, target).backward()
 nestedseg.metrics.SegmentationScores().update(logits[0].detach(), target)
 folder = tempfile.mkdtemp()
 model.prune(1).save_pretrained(folder)
 loaded = nestedseg.from_pretrained(folder)
-print(json.dumps({"seconds": seconds, "new": new, "summary": str(loaded.summary(16)),
-                  "svg": model.graph.to_svg()}))
+print(json.dumps({"import": of_import, "create": of_create, "functions": functions,
+                  "summary": str(loaded.summary(16)), "svg": model.graph.to_svg()}))
 """
 
 
 @pytest.fixture(scope="module")
 def fresh():
-    """A fresh interpreter without the extras: what ``import nestedseg`` adds to timm, and then."""
+    """A fresh interpreter without the extras: what each step loads, and what it gives."""
     done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_importing_takes_little_longer_than_importing_torch_and_timm(fresh):
-    assert fresh["seconds"] < 0.5  # of processor time: other programs do not count
+def packages(modules):
+    return {name.split(".")[0] for name in modules} - sys.stdlib_module_names
 
 
-def test_importing_loads_no_further_package(fresh):
-    packages = {name.split(".")[0] for name in fresh["new"]} - sys.stdlib_module_names
-    assert packages <= {"nestedseg", "torch", "timm", "safetensors", "huggingface_hub"}
+def test_importing_loads_no_torch(fresh):
+    assert packages(fresh["import"]) == {"nestedseg"}
+
+
+def test_creating_a_model_loads_no_further_package(fresh):
+    assert {"nestedseg"} <= packages(fresh["create"]) <= {
+        "nestedseg", "torch", "timm", "safetensors", "huggingface_hub"}
+
+
+def test_functions_are_not_hidden_by_modules_of_their_name(fresh):
+    assert fresh["functions"] == [True, True, True]
 
 
 def test_the_core_works_without_the_extras(fresh):
@@ -180,13 +224,6 @@ def test_a_module_that_moved_says_where_to(name):
     with pytest.warns(DeprecationWarning, match=f"nestedseg.{name} is now {place.__name__}"):
         assert getattr(importlib.import_module(f"nestedseg.{name}"), public) is getattr(
             place, public)
-
-
-def test_functions_are_not_hidden_by_modules_of_their_name():
-    code = ("import nestedseg.preprocess, nestedseg.pyramid, nestedseg.topology.graph;"
-            "print(*map(callable, (nestedseg.preprocess, nestedseg.pyramid, nestedseg.topology)))")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "True True True\n", done.stderr
 
 
 def test_a_model_that_was_pickled_whole_under_the_old_names_is_read():

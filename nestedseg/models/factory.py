@@ -62,10 +62,10 @@ def create(
         task: "binary" (one class, sigmoid), "multiclass" (softmax; class 0 is usually the
             background) or "multilabel" (sigmoids). Default: binary if ``classes == 1``, else
             multiclass.
-        encoder_weights: ``None`` = random; "pretrained" = timm's weights of the name's tag, else of
-            its default tag, whatever they were trained on ("imagenet" means the same, also where
-            they come from CLIP, DINO or SAM); or the path of a .safetensors file with the timm
-            model's state dict.
+        encoder_weights: ``None`` = random; "pretrained" or ``True`` = timm's weights of the name's
+            tag, else of its default tag, whatever they were trained on ("imagenet" means the same,
+            also where they come from CLIP, DINO or SAM); or the path of a .safetensors file with
+            the timm model's state dict.
         depth: L, at most the number of the encoder's levels minus 1, which is the default (plain:
             4). With a graph: the head to prune it to.
         encoder_channels: widths of the plain encoder, finest first.

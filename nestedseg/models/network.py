@@ -372,6 +372,6 @@ def fuse_parts(model: Network) -> tuple[Encoder, Decoder]:
     dtype = next(model.parameters()).dtype
     x = torch.empty(1, config.in_channels, *size, dtype=dtype, device="meta")
     fold_batch_norms(model.encoder, lambda encoder: encoder(model._pad(x)),
-                     f"the encoder {config.encoder!r}")
+                     f"encoder {config.encoder!r}")
     fuse_decoder(model.decoder)
     return model.encoder, model.decoder

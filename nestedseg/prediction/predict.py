@@ -130,7 +130,8 @@ def to_mask(scores: Tensor, task: str) -> np.ndarray:
 
 
 def _tensor(image: np.ndarray, model: SegmentationModel, moments: Moments | None = None) -> Tensor:
-    return preprocess(image, model, moments).to(next(model.parameters()).device)
+    """The image on the device, and of the type of number, of the model's weights."""
+    return preprocess(image, model, moments).to(next(model.parameters()))
 
 
 def _planes(volume: Volume) -> Iterable[np.ndarray]:

@@ -21,12 +21,12 @@ class Settings:
         steps: batches in an epoch; ``None`` = as many as it takes to tile the training images.
         batch: patches in a batch, on each process.
         patch: size of a patch in pixels along each axis, or one number for all.
-        lr: Adam's learning rate.
-        patience: stop after this many epochs without a better validation score.
         foreground: the fraction of patches that are centred on a pixel of the foreground; ``None``
             = 0 for images, 1/3 for volumes.
         mirror: whether patches are mirrored and rotated at random. Use ``False`` if labels
             distinguish left from right, or front from back.
+        lr: Adam's learning rate.
+        patience: stop after this many epochs without a better validation score.
         seed: of everything random.
         precision: "auto" (bf16, else fp16, on a CUDA device; "no" on others), "no", "bf16" or
             "fp16".

@@ -1,6 +1,5 @@
 import json
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -13,6 +12,7 @@ import nestedseg
 from nestedseg.cli import demo, main
 from nestedseg.data import find_pairs, read_image, synthetic_nuclei
 from nestedseg.prediction.predict import predict_image, to_mask
+from nestedseg.topology import rules
 from nestedseg.training.settings import Settings
 
 
@@ -223,13 +223,84 @@ def test_lists(capsys):
     assert capsys.readouterr().out.split() == nestedseg.list_encoders("resnet18*")
 
 
-def test_help_names_every_command():
-    done = subprocess.run([sys.executable, "-m", "nestedseg", "--help"], text=True, check=True,
-                          stdout=subprocess.PIPE)
+def test_help_names_every_command(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--help"])
+    printed = capsys.readouterr().out
     for command in ("train", "predict", "prune", "export", "publish", "summary", "draw",
                     "list", "demo"):
-        assert f"\n    {command} " in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 100
+        assert f"\n    {command} " in printed
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+# -- options of all commands ----------------------------------------------------------------------
+
+
+def fail(args):
+    """Has a fault of its own, which looks like a user's mistake."""
+    raise ValueError("first line\nsecond line")
+
+
+@pytest.mark.parametrize("argv", [["--traceback", "list", "topologies"],
+                                  ["list", "--traceback", "topologies"],
+                                  ["list", "topologies", "--traceback"]])
+def test_a_traceback_leads_to_a_fault_inside_a_command(monkeypatch, capsys, argv):
+    monkeypatch.setattr("nestedseg.cli.models.list_names", fail)
+    with pytest.raises(ValueError, match="first line\nsecond line") as caught:
+        main(argv)
+    assert [entry.name for entry in caught.traceback][-2:] == ["main", "fail"]
+    assert capsys.readouterr().err == ""
+    argv.remove("--traceback")
+    assert error(capsys, *argv) == "nestedseg: error: first line second line\n"
+
+
+LADDER = """
+import nestedseg
+
+@nestedseg.register_topology("{name}")
+def ladder(i, j, depth):
+    return [f"x{{i + 1}}_{{j - 1}}"] if i + j == depth else None
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch, request):
+    """The name of a module in the current folder, and of the topology that it registers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    monkeypatch.setattr(rules, "_RULES", {**rules._RULES})
+    names = [f"my_{number}_{tmp_path.name}" for number in range(2)]
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(LADDER.format(name=name))
+    yield names
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_a_topology_of_ones_own_is_known_to_every_command(module, folder, tmp_path, capsys):
+    mine, other = module
+    assert mine not in nestedseg.list_topologies()
+    assert main(["--import", mine, "list", "topologies", "--import", other]) == 0
+    assert {mine, other} <= {*capsys.readouterr().out.split()}
+    assert main(["draw", mine, "--import", mine, "--depth", "2", "--out", "a.svg"]) == 0
+    assert (tmp_path / "a.svg").read_text() == nestedseg.topology(mine, 2).to_svg()
+    assert train(folder, tmp_path / "run", "--binary", "--topology", mine, "--import", mine) == 0
+    model = nestedseg.from_pretrained(tmp_path / "run/model")
+    assert model.graph.to_dict()["nodes"] == {"x1_1": ["x2_0"], "x0_2": ["x1_1"]}
+
+
+def test_a_topology_that_was_not_imported_is_unknown(module, capsys):
+    assert "unknown topology" in error(capsys, "draw", module[0], "--out", "a.svg")
+
+
+def test_a_module_that_is_not_there_says_what_to_give(module, tmp_path, capsys):
+    assert error(capsys, "list", "topologies", "--import", "nothere").startswith(
+        "nestedseg: error: --import nothere: there is no such module; give the name of one")
+    assert "without its .py" in error(capsys, "list", "topologies", "--import", f"{module[0]}.py")
+    (tmp_path / f"{module[1]}.py").write_text("import nothere_either")
+    assert error(capsys, "list", "topologies", "--import", module[1]) \
+        == "nestedseg: error: No module named 'nothere_either'\n"
 
 
 # -- demo -----------------------------------------------------------------------------------------
@@ -254,6 +325,7 @@ def test_demo_goes_from_pictures_to_a_checked_pruned_model(quick_demo, tmp_path,
     assert len(find_pairs(tmp_path / "images", tmp_path / "labels")) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real images in {REAL}")
 def test_demo_on_real_nuclei(quick_demo, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "MOST", (6, 3))

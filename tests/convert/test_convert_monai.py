@@ -1,9 +1,10 @@
 """MONAI's networks against what they are converted to, in float64."""
 
+import importlib
+
 import pytest
 import safetensors.torch
 import torch
-from monai.networks import nets
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -32,13 +33,18 @@ CASES = [(network, options) for options in [
 CASES.append(("BasicUNetPlusPlus", {"deep_supervision": True, "features": WIDE}))
 
 
+def nets():
+    """MONAI's; it takes seconds to import, and not every process that collects this needs it."""
+    return importlib.import_module("monai.networks.nets")
+
+
 def arguments_of(options):
     return {"spatial_dims": 2, "features": FEATURES} | options
 
 
 def peer_of(network, options):
     """With every parameter and statistic as training leaves them, not 0 or 1."""
-    model = getattr(nets, network)(**arguments_of(options))
+    model = getattr(nets(), network)(**arguments_of(options))
     for parameter in model.parameters():
         if parameter.dim() < 2:
             nn.init.normal_(parameter, 0.3, 0.3)
@@ -163,7 +169,7 @@ def test_the_task_may_be_chosen():
     ({"spatial_dims": 1}, r"the layer 'conv_0\.conv_0\.adn\.N': InstanceNorm1d"),
 ], ids=str)
 def test_layers_without_a_counterpart_are_named(options, message):
-    network = nets.BasicUNet(**arguments_of(options))
+    network = nets().BasicUNet(**arguments_of(options))
     with pytest.raises(ValueError, match=message):
         from_monai(network)
     with pytest.raises(ValueError, match=r"the layer|spatial_dims"):
@@ -177,19 +183,19 @@ def test_layers_without_a_counterpart_are_named(options, message):
     ({"act": "prelu"}, {"act": "relu"}, r"conv_0\.conv_0\.adn\.A"),
 ], ids=str)
 def test_tensors_that_the_arguments_leave_no_place_for_are_named(options, arguments, layer):
-    state = nets.BasicUNet(**arguments_of(options)).state_dict()
+    state = nets().BasicUNet(**arguments_of(options)).state_dict()
     with pytest.raises(ValueError, match=f"the layer '({layer})'"):
         from_monai(state, network="BasicUNet", **arguments_of(options | arguments
                    if arguments else {}))
 
 
 def test_what_a_state_dict_lacks_is_named_not_made_up():
-    state = nets.BasicUNet(**arguments_of({"norm": None})).state_dict()
+    state = nets().BasicUNet(**arguments_of({"norm": None})).state_dict()
     for name in ("conv_0.conv_0.conv.bias", "conv_0.conv_0.conv.weight"):
         less = {key: tensor for key, tensor in state.items() if key != name}
         with pytest.raises(ValueError, match=r"no tensor for 'encoder\.x0_0\.conv1"):
             from_monai(less, network="BasicUNet", **arguments_of({"norm": None}))
-    less = {key: tensor for key, tensor in nets.BasicUNet(**arguments_of({})).state_dict().items()
+    less = {key: tensor for key, tensor in nets().BasicUNet(**arguments_of({})).state_dict().items()
             if key != "down_1.convs.conv_0.adn.N.weight"}
     with pytest.raises(ValueError, match=r"no tensor for 'encoder\.x1_0\.norm1\.weight'"):
         from_monai(less, network="BasicUNet", **arguments_of({}))
@@ -205,7 +211,7 @@ def test_changed_layers_and_other_networks_are_named():
     with pytest.raises(ValueError, match=r"the layer 'down_1\.extra'"):
         from_monai(peer)
     with pytest.raises(ValueError, match="the layer 'UNet'"):
-        from_monai(nets.UNet(2, 1, 2, (4, 8), (2,)))
+        from_monai(nets().UNet(2, 1, 2, (4, 8), (2,)))
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

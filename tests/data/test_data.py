@@ -1,3 +1,8 @@
+import ast
+import importlib.metadata
+import re
+import shlex
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -6,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from places import REAL
+from places import REAL, ROOT
 
 from nestedseg.base.extras import require
 from nestedseg.data import (
@@ -300,9 +305,36 @@ def test_an_epoch_is_a_shuffled_stretch_of_the_stream():
 # -- the rest -------------------------------------------------------------------------------------
 
 
-def test_a_missing_extra_says_how_to_install_it():
-    with pytest.raises(ImportError, match=r'pip install "\.\[train\]"'):
+def required():
+    """The module and the extra of each call of `require` in the package whose module is written."""
+    for path in (ROOT / "nestedseg").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", None) == "require":
+                module, *extra = (getattr(given, "value", None) for given in call.args)
+                if isinstance(module, str):
+                    yield module, *extra
+
+
+@pytest.mark.parametrize("arguments", sorted({*required()}), ids=" of ".join)
+def test_what_is_missing_comes_with_the_extra_that_the_message_installs(arguments, monkeypatch):
+    package = arguments[0].partition(".")[0]
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(ImportError) as caught:
+        require(*arguments)
+    extra = re.search(r'pip install "\.\[(\w+)\]"$', str(caught.value))[1]
+    installed = {re.match(r"[\w-]+", line)[0] for line in importlib.metadata.requires("nestedseg")
+                 if f'extra == "{extra}"' in line}
+    assert installed & {*importlib.metadata.packages_distributions()[package]}
+
+
+def test_the_message_of_a_missing_extra_is_a_command_of_pip():
+    with pytest.raises(ImportError) as caught:
         require("no_such_module")
+    command = shlex.split(re.search(r"pip install .*$", str(caught.value))[0])
+    assert command == ["pip", "install", ".[train]"]
+    assert (ROOT / "pyproject.toml").exists()  # what "." is, in a clone
 
 
 @needs_real

@@ -220,7 +220,7 @@ def fold(pair):
     pair = with_statistics(pair).double().eval()
     x = torch.randn(2, 2, 8, 8, dtype=torch.float64)
     before = run_on(pair, x)
-    fold_batch_norms(pair, run)
+    fold_batch_norms(pair, run, "pair")
     torch.testing.assert_close(run_on(pair, x), before, **CLOSE)
     return not norms(pair)
 
@@ -255,5 +255,33 @@ def test_a_norm_without_statistics_is_not_folded():
     pair = Pair().double().eval()
     pair.norm = nn.BatchNorm2d(2, track_running_stats=False).double()
     fold_batch_norms(pair, lambda ghost: [
-        ghost(torch.empty(1, 2, 8, 8, device="meta", dtype=torch.float64))])
+        ghost(torch.empty(1, 2, 8, 8, device="meta", dtype=torch.float64))], "pair")
     assert norms(pair)
+
+
+class ReadsValues(nn.Module):
+    """Its forward depends on a value, which there is none of on the meta device."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return self.body(x * bool(x.abs().sum() >= 0))
+
+
+def test_an_encoder_that_cannot_be_run_without_values_is_named_and_keeps_its_outputs():
+    model = make(encoder="test_resnet", decoder_channels=(4,) * 6)
+    model.encoder.model.layer1 = ReadsValues(model.encoder.model.layer1)
+    with pytest.warns(UserWarning, match=r"batch norms of encoder 'test_resnet' are left"):
+        fused = model.fuse()
+    assert len(norms(fused.encoder)) == len(norms(model.encoder)) > 8
+    assert not norms(fused.decoder)
+    assert_same(fused, model, images(model))
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_encoder_without_batch_norms_has_nothing_to_warn_of():
+    model = make(norm="group")
+    model.encoder.x0_0 = ReadsValues(model.encoder.x0_0)
+    assert_same(model.fuse(), model, images(model))

@@ -62,6 +62,10 @@ def run(words: list[str]) -> None:
 
 def write_data(name: str) -> None:
     """Images and labels of the kind that a block is about, wherever a page has them."""
+    if name.startswith("topologies"):  # the block of Python before it
+        page = (ROOT / "docs/topologies.md").read_text(encoding="utf-8")
+        rule = re.findall(r"^(@nestedseg.register_topology.*?)\n\n", page, re.M | re.S)[0]
+        Path("my_topologies.py").write_text(f"import nestedseg\n\n\n{rule}\n")
     for folder in map(Path, (".", "train", "other", "demo")):
         for part in ("images", "labels"):
             (folder / part).mkdir(parents=True)

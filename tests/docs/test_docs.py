@@ -26,12 +26,15 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 OTHERS = ("lightning",)  # libraries that a block shows the use of, and that the project never needs
+LONG = ("instances", "export")  # a Mask R-CNN of full size, and translations to ONNX
 ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
-@each_page
+@pytest.mark.parametrize("page", [  # `make docs` runs the long ones too
+    pytest.param(page, marks=pytest.mark.slow if page.stem in LONG else (), id=page.stem)
+    for page in PAGES])
 def test_the_blocks_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -81,10 +84,48 @@ def test_every_field_of_the_comparisons_leads_somewhere():
     assert [field for field in fields if not re.fullmatch(r"|\[.+\][\[(].+[\])]", field)] == []
 
 
+CLAIMS = {  # by the link of a field: what a reader will look for there
+    "tests/topology/test_topologies.py": ("unet", "unet_e", "unet_plus", "unetpp"),
+    "docs/topologies.md#your-own-in-six-lines": ('"nodes"', '"heads"'),
+    "docs/pruning.md": ("deep_supervision=True",),
+    "tests/models/test_prune.py": ("encoder", "prune(depth)"),
+    "docs/volumes.md": ("NIfTI",),
+    "docs/encoders.md#volumes": ("dims=3", "pretrained"),
+    "docs/encoders.md#image-sizes": ("any size",),
+    "docs/hub.md": ("depth=",),
+    "docs/convert.md": ("from_smp", "from_monai"),
+    "docs/instances.md#the-pyramids": ("fpn_plus", "fpnpp"),
+    "docs/reference.md#losses-and-scores": ("HybridLoss", "PaperHybridLoss"),
+    "docs/instances.md": ("Mask R-CNN", "faster_rcnn", "retinanet"),
+    "#what-is-not-there-yet": ("trained",),
+}
+
+
+def test_what_is_said_of_us_is_where_its_link_leads():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("## Beside"):text.index("What was measured")]
+    ours = [line.split("|")[2] for line in section.splitlines() if line.startswith("|")]
+    assert {target for field in ours for target, _ in LINK.findall(field)} == CLAIMS.keys()
+    for target, words in CLAIMS.items():
+        path, _, anchor = target.partition("#")
+        page = (ROOT / (path or "README.md")).read_text(encoding="utf-8")
+        part = section_of(page, anchor) if anchor else page
+        assert [word for word in words if word not in part] == [], target
+
+
+def section_of(page: str, anchor: str) -> str:
+    """The text below the heading of an anchor, to the next heading."""
+    parts = re.split(r"^#+ +(.*)$", page, flags=re.MULTILINE)
+    return dict(zip(map(anchor_of, parts[1::2]), parts[2::2]))[anchor]
+
+
 def anchors(page: Path) -> set[str]:
     """Those that GitHub and mkdocs give to the headings of a page."""
-    titles = HEADING.findall(page.read_text(encoding="utf-8"))
-    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+    return {*map(anchor_of, HEADING.findall(page.read_text(encoding="utf-8")))}
+
+
+def anchor_of(title: str) -> str:
+    return re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
 
 
 # -- the errors of the JSON format -----------------------------------------------------------------
@@ -161,6 +202,36 @@ def test_what_is_public_says_what_it_is_and_what_it_takes(name):
         assert value.__doc__, f"{part} has no docstring"
         for argument in arguments_of(value):
             assert re.search(rf"\b{argument}\b", value.__doc__), f"{part} is silent on {argument}"
+
+
+ARGUMENTS = re.compile(r"^Args:\n(.*?)(?=^\w|\Z)", re.MULTILINE | re.DOTALL)
+ARGUMENT = re.compile(r"^    ([*\w, ]+):(.*?)(?=^    [*\w]|\Z)", re.MULTILINE | re.DOTALL)
+
+
+def documented(value: Any) -> dict[str, str]:
+    """The text of each argument in the section of arguments, in its order."""
+    section = ARGUMENTS.search(inspect.cleandoc(value.__doc__))
+    entries = ARGUMENT.findall(section[1]) if section else []
+    return {name.strip("* "): text for names, text in entries for name in names.split(",")}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_arguments_are_documented_in_their_order_with_their_defaults(name):
+    for part, value in parts_of(name, PUBLIC[name]):
+        texts = documented(value)
+        if not texts or not arguments_of(value):
+            continue
+        parameters = inspect.signature(value).parameters
+        assert [*texts] == [each for each in parameters if each not in ("self", "cls")], part
+        for argument, text in texts.items():
+            for claim in re.findall(r"[Dd]efault: (``\w+``|\"\w+\"|[\d.]+)[.,;)]", text):
+                default = parameters[argument].default
+                assert default in (None, ast.literal_eval(claim.strip("`"))), f"{part}, {argument}"
+
+
+def test_arguments_of_create_are_read_from_its_docstring():
+    texts = documented(nestedseg.create)
+    assert len(texts) > 20 and "``False``" in texts["stem"]  # or the test above could not fail
 
 
 def parts_of(name: str, value: Any) -> Iterator[tuple[str, Any]]:

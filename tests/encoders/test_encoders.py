@@ -59,7 +59,8 @@ def assert_unchanged(features):
 # -- the encoders --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoder", ["vgg19", "resnet152", "densenet201"])
+@pytest.mark.parametrize("encoder", ["vgg19", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ("resnet152", "densenet201"))])
 def test_the_papers_encoders_train_save_load_and_prune(encoder, tmp_path):
     model = nestedseg.create("unetpp", encoder=encoder, classes=1, deep_supervision=True)
     levels = [(level.stride[0], level.channels) for level in model.encoder.levels]

@@ -20,6 +20,7 @@ from nestedseg.encoders.unused import Zero, remove_unused
 DIFFERENT = ["test_resnet", "test_nfnet", "test_byobnet", "test_efficientnet", "test_convnext",
              "test_mambaout", "test_vit", "test_vit3", "test_vit_relpos", "test_coatnet",
              "test_maxvit", "efficientvim_m1", "dla46_c", "hrnet_w18_small", "levit_128s", "csatv2"]
+LONG = ("test_maxvit", "hrnet_w18_small", "csatv2")
 
 
 def family(name):
@@ -90,7 +91,8 @@ def check(name, folder, **arguments):
 # -- families --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in DIFFERENT])
 def test_a_family_trains_prunes_and_is_saved(name, tmp_path):
     check(name, tmp_path)
 
@@ -122,7 +124,8 @@ def test_a_front_end_for_three_channels_gets_them_by_a_convolution():
 
 
 @pytest.mark.parametrize("name, added", [("test_resnet", 1), ("test_convnext", 2), ("test_vit", 2),
-                                         ("efficientvim_m1", 4)])
+                                         pytest.param("efficientvim_m1", 4,
+                                                      marks=pytest.mark.slow)])
 def test_a_stem_adds_the_finer_levels_and_prunes(name, added, tmp_path):
     plain = [level.stride[0] for level in make(name).encoder.levels]
     model = make(name, stem=8, decoder_channels=(4,) * 10)
@@ -181,7 +184,8 @@ def test_any_size_is_taken(name):
             assert model(torch.rand(1, 3, *size)).shape == (1, 1, *size)
 
 
-@pytest.mark.parametrize("name", ["test_vit_relpos", "test_coatnet", "test_maxvit"])
+@pytest.mark.parametrize("name", ["test_vit_relpos", "test_coatnet",
+                                  pytest.param("test_maxvit", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("size", [(96, 160), (90, 150)], ids=["multiple", "padded"])
 def test_a_model_is_built_for_the_size_that_is_asked_for(name, size, tmp_path):
     model = make(name, image_size=size).eval()

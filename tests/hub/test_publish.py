@@ -65,8 +65,23 @@ def same_weights(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
 
 
-def test_a_run_becomes_a_repo_from_which_a_fresh_process_predicts(run, folder, server, tmp_path,
-                                                                  capsys):
+def predict_here(monkeypatch, server, cache, *argv):
+    with use_server(monkeypatch, server, cache):
+        assert main(["predict", *map(str, argv)]) == 0
+
+
+def predict_in_a_fresh_process(monkeypatch, server, cache, *argv):
+    environment = client_environment(server, cache)
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(nestedseg.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    subprocess.run([sys.executable, "-m", "nestedseg", "predict", *argv], env=environment,
+                   check=True, cwd=cache.parent)
+
+
+@pytest.mark.parametrize("predict", [
+    predict_here, pytest.param(predict_in_a_fresh_process, marks=pytest.mark.slow)])
+def test_a_run_becomes_a_repo_that_predicts(run, folder, server, tmp_path, capsys, monkeypatch,
+                                            predict):
     assert publish(run, "--token", server.token) == 0
     assert f"pushed to {REPO}: {server.url}/{REPO}/commit/" in capsys.readouterr().out
     assert {*server.files(REPO)} == PUSHED | {".gitattributes"}
@@ -83,12 +98,9 @@ def test_a_run_becomes_a_repo_from_which_a_fresh_process_predicts(run, folder, s
     for text in ("](curves.png)", "](overlay.png)", "Scores: of 2 validation images", "nucleus"):
         assert text in card.text
 
-    environment = client_environment(server, tmp_path / "empty")
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(nestedseg.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     server.clear_log()
-    subprocess.run([sys.executable, "-m", "nestedseg", "predict", REPO, folder / "images", "--out",
-                    tmp_path / "out", "--depth", "1"], env=environment, check=True, cwd=tmp_path)
+    predict(monkeypatch, server, tmp_path / "empty", REPO, folder / "images", "--out",
+            tmp_path / "out", "--depth", "1")
     assert sorted(server.downloads()) == ["config.json", "model-00001-of-00002.safetensors", INDEX]
     model = nestedseg.from_pretrained(run / "model", 1)
     for path in (folder / "images").iterdir():

@@ -536,8 +536,10 @@ def which(folder, models):
     return index
 
 
-@pytest.mark.parametrize("how, kinds", [("error", "two files, one"), ("kill", "two files, one"),
-                                        ("kill", "one file, two"), ("kill", "two files, three")])
+@pytest.mark.parametrize("how, kinds", [
+    ("error", "two files, one"), ("kill", "one file, two"),
+    pytest.param("kill", "two files, one", marks=pytest.mark.slow),
+    pytest.param("kill", "two files, three", marks=pytest.mark.slow)])
 def test_a_save_stopped_at_any_moment_leaves_one_model_whole(two_models, one_file, tmp_path, how,
                                                              kinds):
     two_models = {"two files, three": two_models, "two files, one": (two_models[0], one_file),
@@ -574,7 +576,8 @@ def test_a_first_save_that_is_killed_leaves_no_half_model(model, tmp_path):
     assert number > 3
 
 
-@pytest.mark.parametrize("other", ["three files", "one file"])
+@pytest.mark.parametrize("other", [
+    "one file", pytest.param("three files", marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments_leaves_one_model_whole(two_models, one_file, tmp_path, other):
     two_models = two_models if other == "three files" else (two_models[0], one_file)
     start = time.perf_counter()

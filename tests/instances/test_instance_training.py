@@ -1,14 +1,13 @@
 """Detectors through `fit`: numbers that come again, awkward labels, impossible ones by name."""
 
 import os
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import in_two_processes
 
 import nestedseg
 from nestedseg.data import (
@@ -93,10 +92,9 @@ def test_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path, nuclei):
                for epoch in whole)
 
 
-def test_two_processes_train_one_model_and_share_the_images_that_score_it(tmp_path,
-                                                                          in_two_processes):
+def test_two_processes_train_one_model_and_share_the_images_that_score_it(tmp_path):
     images = collect(write(tmp_path, **dict(zip("abc", synthetic_nuclei(3, SIDE)[1]))))
-    in_two_processes(__file__, str(tmp_path))  # the last lines of this file
+    in_two_processes(train_as_one_of_two, tmp_path, output=tmp_path / "printed")
     one, other = (torch.load(tmp_path / f"{process}.pt") for process in range(2))
     assert one["history"] == other["history"] and "2 x cpu" in one["log"] and not other["log"]
     torch.testing.assert_close(one["weights"], other["weights"], rtol=0, atol=0)
@@ -225,7 +223,3 @@ def test_models_and_labels_that_do_not_belong_together(tmp_path, nuclei, no_step
     Image.fromarray(np.zeros((SIDE, SIDE, 3), np.uint8)).save(colour)
     with pytest.raises(ValueError, match="have 3 channels, the model takes 1"):
         fit(tiny(), nuclei, collect(tmp_path), tmp_path / "run", QUICK)
-
-
-if __name__ == "__main__":
-    train_as_one_of_two(Path(sys.argv[1]))

@@ -1,4 +1,9 @@
-"""torch.compile, torch.export and autocast on both executions and the fused form."""
+"""torch.compile, torch.export and autocast on both executions and the fused form.
+
+Each trace takes seconds: every style and every form has one by default, their product is slow.
+"""
+
+import itertools
 
 import pytest
 import torch
@@ -8,6 +13,15 @@ import nestedseg
 STYLES = [{}, {"upsample": "transpose"}, {"norm": None, "upsample": "transpose", "dims": 3},
           {"encoder": "test_resnet"}, {"encoder": "test_vit"}]
 FORMS = {"fast": lambda model: model, "fused": lambda model: model.fuse()}
+COMPILED = ("fast", "fused", "fused", "fused", "fast")  # the form of each style
+EXPORTED = ("fused", "fast", "fast", "fast", "fused")
+
+
+def traced(quick):
+    """Styles and forms, as slow where the form is not the quick one of the style."""
+    for (style, first), form in itertools.product(zip(STYLES, quick), FORMS):
+        yield pytest.param(style, form, marks=() if form == first else pytest.mark.slow,
+                           id=f"{style}-{form}")
 
 
 def make(seed=0, **style):
@@ -25,8 +39,7 @@ def without_graph_breaks(module, backend="eager"):
     return torch.compile(module, fullgraph=True, backend=backend, dynamic=True)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("style", STYLES, ids=str)
+@pytest.mark.parametrize("style, form", [*traced(COMPILED)])
 def test_compiled_in_one_graph_for_all_batches(style, form):
     model = FORMS[form](make(**style))
     compiled = without_graph_breaks(model)
@@ -37,7 +50,9 @@ def test_compiled_in_one_graph_for_all_batches(style, form):
     assert torch._dynamo.utils.counters["frames"]["ok"] <= 2
 
 
-@pytest.mark.parametrize("style", STYLES[:3], ids=str)
+@pytest.mark.parametrize("style", [  # the first has batch norms, which must count a batch once
+    STYLES[1], *(pytest.param(style, marks=pytest.mark.slow) for style in (STYLES[0], STYLES[2]))],
+    ids=str)
 def test_compiled_training_gives_the_same_gradients(style):
     model = make(**style).double().train()
     x = images(model).double()
@@ -51,8 +66,7 @@ def test_compiled_training_gives_the_same_gradients(style):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("style", STYLES, ids=str)
+@pytest.mark.parametrize("style, form", [*traced(EXPORTED)])
 def test_exported_with_any_batch(style, form):
     model = FORMS[form](make(**style))
     program = torch.export.export(model, (images(model),),
@@ -72,8 +86,10 @@ def test_a_fused_model_compiles_itself():
             torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("style", STYLES[:3], ids=str)
+@pytest.mark.parametrize("style, dtype", [
+    pytest.param(style, dtype, marks=() if index % 3 in (0, 2) else pytest.mark.slow)
+    for index, (style, dtype) in enumerate(itertools.product(
+        STYLES[:3], [torch.bfloat16, torch.float16]))], ids=str)
 def test_autocast_trains_and_keeps_its_gradients_close(style, dtype):
     model, x = make(**style).train(), images(make(**style))
 

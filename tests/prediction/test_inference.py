@@ -132,3 +132,25 @@ def test_a_real_slice_gives_probabilities_of_its_size():
     probabilities = predict_image(tiny(), image, window=200)
     assert probabilities.shape == (1, 512, 512)
     assert probabilities.min() >= 0 and probabilities.max() <= 1
+
+
+# -- other types of number -------------------------------------------------------------------------
+
+
+def test_a_float64_image_is_the_same_image():
+    image = np.random.default_rng(0).random((20, 31))
+    x = nestedseg.preprocess(image, tiny())
+    assert x.dtype == torch.float32
+    assert torch.equal(x, nestedseg.preprocess(image.astype(np.float32), tiny()))
+    assert torch.equal(predict_image(tiny(), image),
+                       predict_image(tiny(), image.astype(np.float32)))
+
+
+@pytest.mark.parametrize("dtype, close", [(torch.float64, 1e-6), (torch.bfloat16, 0.02)])
+def test_a_model_of_other_numbers_predicts_from_an_image_as_it_was_read(dtype, close):
+    image = np.random.default_rng(0).random((20, 31))
+    exact, model = predict_image(tiny(), image), tiny().to(dtype)
+    found = predict_image(model, image)
+    assert found.dtype == dtype and exact.std() > 1e-3
+    assert (found - exact).abs().max() < close
+    assert {logits.dtype for logits in predict_heads(model, image).values()} == {dtype}

@@ -1,14 +1,18 @@
 import json
+import os
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from processes import in_two_processes, start
 
 import nestedseg
+from nestedseg.cli import main
 from nestedseg.data import LabelledImages, find_pairs, synthetic_nuclei
 from nestedseg.evaluation.depths import compare_depths, score_heads
 from nestedseg.training.history import best_epoch
@@ -151,9 +155,9 @@ def test_impossible_settings_are_refused(wrong, message):
 
 
 def train_command(folder: Path, run: Path, *options: str) -> list[str]:
-    return ["-m", "nestedseg", "train", "--images", str(folder / "images"), "--labels",
-            str(folder / "labels"), "--binary", "--widths", "4", "8", "8", "--patch", "32",
-            "--steps", "3", "--lr", "0.01", "--out", str(run), *options]
+    return ["train", "--images", str(folder / "images"), "--labels", str(folder / "labels"),
+            "--binary", "--widths", "4", "8", "8", "--patch", "32", "--steps", "3", "--lr", "0.01",
+            "--out", str(run), *options]
 
 
 def curves(run: Path) -> list[dict]:
@@ -161,31 +165,42 @@ def curves(run: Path) -> list[dict]:
     return [{key: epoch[key] for key in ("epoch", "loss", "score", "scores")} for epoch in history]
 
 
-def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, folder, in_two_processes):
+def launched_by_accelerate(work, command, output):
+    """What follows `accelerate launch` runs in two processes; what they print."""
+    # On CPUs accelerate launches them as it does on two GPUs; they talk through gloo.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines",
+              "1", "--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no",
+              "--main_process_port", "0", "-m", "nestedseg"]
+    return subprocess.run([*launch, *command], check=True, timeout=120, text=True,
+                          stdout=subprocess.PIPE,
+                          env=os.environ | {"ACCELERATE_USE_CPU": "true"}).stdout
+
+
+@pytest.mark.parametrize("launch", [
+    in_two_processes, pytest.param(launched_by_accelerate, marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, folder, launch):
     options = ("--norm", "none", "--epochs", "3")
     one, two = tmp_path / "one", tmp_path / "two"
-    subprocess.run([sys.executable, *train_command(folder, one, *options, "--batch", "4")],
-                   check=True, timeout=120)
-    printed = in_two_processes(*train_command(folder, two, *options, "--batch", "2"))
+    assert main(train_command(folder, one, *options, "--batch", "4")) == 0
+    printed = launch(main, train_command(folder, two, *options, "--batch", "2"),
+                     output=tmp_path / "printed")
     assert "2 x cpu" in printed and printed.count("epoch   1/3") == 1
     for alone, together in zip(curves(one), curves(two), strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
         assert together["score"] == pytest.approx(alone["score"], abs=1e-3)
 
 
-def test_a_killed_run_resumes_to_the_same_numbers(tmp_path, folder):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+def test_a_killed_run_resumes_to_the_same_numbers(tmp_path, folder, capsys):
+    whole, killed, printed = tmp_path / "whole", tmp_path / "killed", tmp_path / "printed"
     options = ("--epochs", "6", "--batch", "2")
-    subprocess.run([sys.executable, *train_command(folder, whole, *options)], check=True,
-                   timeout=120)
-    process = subprocess.Popen([sys.executable, "-u", *train_command(folder, killed, *options)],
-                               stdout=subprocess.PIPE, text=True)
-    next(line for line in process.stdout if line.startswith("epoch   2/6"))
+    assert main(train_command(folder, whole, *options)) == 0
+    process = start(main, train_command(folder, killed, *options), output=printed)
+    while not (printed.exists() and "epoch   2/6" in printed.read_text()):
+        assert process.is_alive()
+        time.sleep(0.01)
     process.kill()  # SIGKILL: it has no chance to clean up
-    process.wait(timeout=60)
-    process.stdout.close()
+    process.join(timeout=60)
     assert not (killed / "metrics.json").exists()
-    done = subprocess.run([sys.executable, *train_command(folder, killed, *options, "--resume")],
-                          check=True, timeout=120, text=True, stdout=subprocess.PIPE)
-    assert f"resuming {killed} after epoch" in done.stdout
+    assert main(train_command(folder, killed, *options, "--resume")) == 0
+    assert f"resuming {killed} after epoch" in capsys.readouterr().out
     assert curves(killed) == curves(whole)
