@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from nestedseg.decoder.meta import meta_copy
+from nestedseg.models.summary import FlopCounter
 
 WARM = 2  # runs that do not count
 LEAST, MOST = 5, 15  # runs that do
@@ -64,7 +64,7 @@ def first(output: Any) -> Tensor:
 def macs(module: nn.Module, inputs: Any) -> float:
     """Billions of multiply-accumulates of the convolutions in a forward pass."""
     on_meta = each(inputs, lambda x: x.to("meta"))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounter() as counter, torch.no_grad():
         meta_copy(module)(on_meta)
     return round(counter.get_total_flops() / 2e9, 3)
 

@@ -17,7 +17,8 @@ import torch
 from machine import describe_machine
 from memory import peak_bytes
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+
+from nestedseg.models.summary import FlopCounter
 
 ENCODER = "resnet18"
 
@@ -120,7 +121,7 @@ TASKS = {"inference": inference, "training": training}
 
 def facts(model: nn.Module, x: Tensor, run: Callable[[], None]) -> dict[str, Any]:
     """Parameters, multiply-accumulates of a forward pass, the task's peak memory, versions."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounter() as counter, torch.no_grad():
         model(x)
     known = [x, *model.parameters(), *model.buffers()]
     return {"parameters": sum(p.numel() for p in model.parameters()),

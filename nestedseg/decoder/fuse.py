@@ -111,8 +111,11 @@ def fold_batch_norms(module: nn.Module, run: Run, name: str = "a module") -> Non
     try:
         pairs = foldable(module, run)
     except Exception as error:  # for example, its forward depends on values
-        warnings.warn(f"the batch norms of {name} are not folded, because it does not run on the "
-                      f"meta device ({type(error).__name__}: {error})", stacklevel=2)
+        if any(isinstance(child, _BatchNorm) for child in module.modules()):
+            warnings.warn(
+                f"the batch norms of {name} are not folded, because it does not run on the meta "
+                f"device ({type(error).__name__}: {error}). The outputs are the same, but are not "
+                "computed faster", stacklevel=4)  # where fuse is called
         return
     for conv_path, norm_path in pairs:
         conv: Any = module.get_submodule(conv_path)

@@ -115,7 +115,7 @@ def test_mistakes_are_one_line_before_training(folder, tmp_path, capsys):
     assert "'test_resnet'" in error(capsys, "train", *data, "--binary", "--encoder", "test_resnt")
     assert "--val-images and --val-labels together" in error(
         capsys, "train", *data, "--val-images", folder / "images")
-    assert "not a directory: .*nowhere" in error(capsys, "train", "--images", "nowhere", *data[2:])
+    assert "not a directory: nowhere" in error(capsys, "train", "--images", "nowhere", *data[2:])
     assert "epochs must be at least 1" in error(capsys, "train", *data, "--epochs", 0)
     assert "has one head" in error(capsys, "train", *data, "--binary", "--topology", "unet",
                                    "--deep-supervision")

@@ -111,7 +111,7 @@ def test_a_semantic_model_gives_the_parts_of_its_mask(folder, tmp_path, capsys, 
     assert most > 1
     assert "--score is only for detectors" in error(capsys, *argv, "--score", 0.5)
     monkeypatch.setattr("nestedseg.cli.predict.MAX_INSTANCES", most - 1)
-    assert re.search(rf"\d\.png: {most} instances are found; a 16-bit PNG",
+    assert re.search(rf"\d\.png: {most} instances were found, but a 16-bit PNG",
                      error(capsys, *argv, "--instances"))
     nestedseg.create("unet", encoder_channels=(4, 8), in_channels=1,
                      classes=3).save_pretrained(tmp_path / "classes")
@@ -159,7 +159,7 @@ def test_labels_are_refused_before_training(folder, tmp_path, capsys):
             Image.fromarray(crowd).save(tmp_path / kind / f"{name}.png")
     assert "too many instances: up to 12" in error(capsys, *argv)
     Image.fromarray(crowd[:50]).save(tmp_path / "labels" / "b.png")
-    assert "b.png is 110 x 110 pixels, its label" in error(capsys, *argv)
+    assert "b.png is 110 x 110 pixels, but its label" in error(capsys, *argv)
     assert not (tmp_path / "run").exists()
 
 

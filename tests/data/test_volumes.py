@@ -146,7 +146,7 @@ def test_names_and_kinds_of_files(tmp_path):
         list_images(tmp_path / "labels")
     (tmp_path / "labels/a.nii").unlink()
     (tmp_path / "labels/b.png").rename(tmp_path / "labels/a.png")
-    with pytest.raises(ValueError, match=r"a\.png is a picture and .*a\.nii\.gz a volume"):
+    with pytest.raises(ValueError, match=r"a\.png is an image, .*a\.nii\.gz a volume"):
         find_pairs(tmp_path / "images", tmp_path / "labels")
 
 
@@ -239,7 +239,7 @@ def test_volumes_that_do_not_fit_each_other_or_the_model_are_refused(tmp_path):
         LabelledImages([one], spacing=[1, 0, 1])
     images, options = LabelledImages([one]), Settings(patch=4)
     for model, message in (
-            (tiny(in_channels=2), None), (tiny(dims=2), "have 3 axes, the model takes 2")):
+            (tiny(in_channels=2), None), (tiny(dims=2), "have 3 axes, but the model takes 2")):
         if message:
             with pytest.raises(ValueError, match=message):
                 fit(model, images, images, tmp_path / "run", options)
@@ -331,7 +331,7 @@ def test_resampling_keeps_the_extent_and_a_ramp(tmp_path):
 def test_resampling_to_more_voxels_than_memory_is_refused(tmp_path):
     volume = open_volume(write(tmp_path / "a.npy", good()[0]))
     assert volume.shape_at((2, 1, 0.5)) == (2, 5, 12)
-    with pytest.raises(ValueError, match=r"a\.npy, \(4, 5, 6\) voxels .* would have \(40000, "):
+    with pytest.raises(ValueError, match=r"a\.npy has \(4, 5, 6\) voxels .* would have \(40000, "):
         volume.shape_at((1e-4, 1e-4, 1e-4))
 
 
@@ -637,7 +637,7 @@ def test_mistakes_are_one_line_before_training(run, tmp_path, capsys):
     line = error("predict", run / "model", picture, "--out", tmp_path / "p")
     assert "a.png has 2 spatial axes, but the model takes 3" in line
     data[2], data[4] = run.parent / "images", run.parent / "labels"
-    assert "a patch of these images has 3 axes, got (8, 8)" in error(*data, "--patch", 8, 8)
+    assert "size must have 3 numbers for these images" in error(*data, "--patch", 8, 8)
     assert "a fraction in [0, 1], got 2.0" in error(*data, "--foreground", 2)
     assert "patch must be at least 1" in error(*data, "--patch", 8, 0, 8)
     line = error(*data, "--encoder", "test_vit")

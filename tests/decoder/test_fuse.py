@@ -273,7 +273,7 @@ class ReadsValues(nn.Module):
 def test_an_encoder_that_cannot_be_run_without_values_is_named_and_keeps_its_outputs():
     model = make(encoder="test_resnet", decoder_channels=(4,) * 6)
     model.encoder.model.layer1 = ReadsValues(model.encoder.model.layer1)
-    with pytest.warns(UserWarning, match=r"batch norms of encoder 'test_resnet' are left"):
+    with pytest.warns(UserWarning, match=r"batch norms of encoder 'test_resnet' are not folded"):
         fused = model.fuse()
     assert len(norms(fused.encoder)) == len(norms(model.encoder)) > 8
     assert not norms(fused.decoder)

@@ -18,7 +18,7 @@ from places import ROOT
 import nestedseg
 from benchmarks.paper.data import DATA
 from nestedseg.models.config import Config
-from nestedseg.models.factory import build_model
+from nestedseg.models.model import SegmentationModel
 
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = sorted(RESULTS.rglob("*.json"))
@@ -73,7 +73,7 @@ def test_the_counts_of_each_depth_are_those_of_the_recorded_model(name):
     for entry in TRAINED[name](read(name)):
         results = entry["results"]
         with torch.device("meta"):
-            model = build_model(Config.from_dict(entry["model"]))
+            model = SegmentationModel.from_config(Config.from_dict(entry["model"]))
         rows = model.summary(results.get("image") or results["volume"])
         assert [(row["depth"], row["parameters"], row["macs"]) for row in results["test"]] \
             == [(row.depth, row.parameters, row.macs) for row in rows]

@@ -107,7 +107,7 @@ def test_a_run_is_neither_overwritten_nor_continued_as_another(tmp_path, sides):
     fit(tiny(), *sides, tmp_path, QUICK)
     with pytest.raises(ValueError, match="already contains a run; use resume=True"):
         fit(tiny(), *sides, tmp_path, QUICK)
-    with pytest.raises(ValueError, match=r"another value of 'lr': 0.0003, now 0.1"):
+    with pytest.raises(ValueError, match=r"'lr' was 0.0003 in that run, and is now 0.1"):
         fit(tiny(), *sides, tmp_path, replace(QUICK, lr=0.1), resume=True)
     with pytest.raises(ValueError, match="another value of 'upsample': 'nearest', now 'bilinear'"):
         fit(tiny(upsample="bilinear"), *sides, tmp_path, QUICK, resume=True)
