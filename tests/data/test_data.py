@@ -3,6 +3,7 @@ import importlib.metadata
 import re
 import shlex
 import sys
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -305,6 +306,9 @@ def test_an_epoch_is_a_shuffled_stretch_of_the_stream():
 # -- the rest -------------------------------------------------------------------------------------
 
 
+providers = cache(importlib.metadata.packages_distributions)
+
+
 def required():
     """The module and the extra of each call of `require` in the package whose module is written."""
     for path in (ROOT / "nestedseg").rglob("*.py"):
@@ -326,7 +330,7 @@ def test_what_is_missing_comes_with_the_extra_that_the_message_installs(argument
     extra = re.search(r'pip install "\.\[(\w+)\]"$', str(caught.value))[1]
     installed = {re.match(r"[\w-]+", line)[0] for line in importlib.metadata.requires("nestedseg")
                  if f'extra == "{extra}"' in line}
-    assert installed & {*importlib.metadata.packages_distributions()[package]}
+    assert installed & {*providers()[package]}
 
 
 def test_the_message_of_a_missing_extra_is_a_command_of_pip():

@@ -19,7 +19,8 @@ STYLES = [{}, {"upsample": "transpose"}, {"upsample": "transpose", "norm": None}
           {"dims": 3}, {"dims": 3, "upsample": "transpose", "norm": None}]
 # Encoders whose convolutions and norms are wired differently.
 ENCODERS = ["test_resnet", "test_efficientnet", "test_convnext", "test_vit", "test_nfnet",
-            "test_byobnet", "dla46_c", "hrnet_w18_small", "levit_128s", "efficientvim_m1"]
+            "test_byobnet", "dla46_c", "levit_128s", "efficientvim_m1",
+            pytest.param("hrnet_w18_small", marks=pytest.mark.slow)]
 
 
 def with_statistics(model):

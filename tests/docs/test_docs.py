@@ -90,7 +90,7 @@ CLAIMS = {  # by the link of a field: what a reader will look for there
     "docs/pruning.md": ("deep_supervision=True",),
     "tests/models/test_prune.py": ("encoder", "prune(depth)"),
     "docs/volumes.md": ("NIfTI",),
-    "docs/encoders.md#volumes": ("dims=3", "pretrained"),
+    "docs/encoders.md#volumes": ("dims=3", "inflated"),
     "docs/encoders.md#image-sizes": ("any size",),
     "docs/hub.md": ("depth=",),
     "docs/convert.md": ("from_smp", "from_monai"),

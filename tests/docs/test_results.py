@@ -89,10 +89,12 @@ def test_the_timed_depths_have_the_multiplications_of_the_summary():
         assert macs == pytest.approx(row.macs / 1e9, abs=0.0006)
 
 
-ENCODERS = [name for name in timm.list_models("test_*")] + ["resnet18", "vgg11", "densenet121"]
+SAMPLE = ("test_resnet", "test_vit", "test_convnext", "resnet18")
+MORE = sorted({*timm.list_models("test_*"), "vgg11", "densenet121"} - {*SAMPLE})
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", [
+    *SAMPLE, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_an_encoder_is_as_it_was_recorded(name):
     recorded, info = read("encoders")["models"][name], nestedseg.encoder_info(name)
     assert (recorded["strides"], recorded["channels"]) == ([*info.strides], [*info.channels])

@@ -103,8 +103,10 @@ def test_every_family_trains_prunes_and_is_saved(module, tmp_path):
     check(smallest_of(module), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "efficientvim_m1", "dla46_c"])
-@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("name, channels", [
+    pytest.param(name, channels, marks=() if channels == first else pytest.mark.slow)
+    for name, first in (("test_resnet", 5), ("test_vit", 1), ("efficientvim_m1", 5), ("dla46_c", 1))
+    for channels in (1, 5)])
 def test_other_channels_reach_the_loss(name, channels):
     model, x = make(name, in_channels=channels), images(name, channels).requires_grad_()
     assert without_gradient(model, x) == []

@@ -84,10 +84,11 @@ def test_two_processes_have_the_gradients_of_one_with_the_joined_batch(learnt, s
 
 @pytest.mark.parametrize("style", STYLES)
 def test_replicas_have_the_gradients_of_the_model_with_the_joined_batch(style, monkeypatch):
-    # What DataParallel does on two GPUs, whose copies of the weights are here the weights.
+    # What DataParallel does on two GPUs, whose copies of the weights are no parameters.
     monkeypatch.setattr(importlib.import_module("torch.nn.parallel.replicate"),
                         "_broadcast_coalesced_reshape",
-                        lambda tensors, devices, detach=False: [[*tensors] for _ in devices])
+                        lambda tensors, devices, detach=False: [
+                            [tensor.view_as(tensor) for tensor in tensors] for _ in devices])
     model = make(**STYLES[style])
     replicas = nn.parallel.replicate(model, [0, 1])
     halves = [replica(half) for replica, half in zip(replicas, images().chunk(2))]
