@@ -160,13 +160,13 @@ def test_the_task_may_be_chosen():
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"upsample": "pixelshuffle"}, r"the layer 'upcat_4\.upsample'.*pixelshuffle"),
-    ({"act": "tanh"}, r"the layer 'conv_0\.conv_0\.adn\.A': Tanh"),
+    ({"act": "tanh"}, r"the layer 'conv_0\.conv_0\.adn\.A': it is Tanh"),
     ({"act": ("gelu", {"approximate": "tanh"})}, r"the layer '.*\.adn\.A'"),
     ({"act": ("prelu", {"num_parameters": 4}), "features": (4,) * 6}, r"the layer '.*\.adn\.A'"),
     ({"norm": ("instance", {"track_running_stats": True})}, r"the layer '.*\.adn\.N'.*track"),
     ({"norm": ("localresponse", {"size": 2})}, r"the layer 'conv_0\.conv_0\.adn\.N'"),
     ({"dropout": ("alphadropout", {"p": 0.1})}, r"the layer 'conv_0\.conv_0\.adn\.D'"),
-    ({"spatial_dims": 1}, r"the layer 'conv_0\.conv_0\.adn\.N': InstanceNorm1d"),
+    ({"spatial_dims": 1}, r"the layer 'conv_0\.conv_0\.adn\.N': it is InstanceNorm1d"),
 ], ids=str)
 def test_layers_without_a_counterpart_are_named(options, message):
     network = nets().BasicUNet(**arguments_of(options))

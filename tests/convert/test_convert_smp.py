@@ -337,7 +337,7 @@ def test_a_huge_model_is_refused_before_it_is_built(saved, monkeypatch):
 
 def test_changed_layers_of_a_live_model_are_named():
     for path, layer, message in (
-            ("decoder.blocks.2.conv1.2", nn.GELU(), r"'decoder\.blocks\.2\.conv1\.2': a GELU"),
+            ("decoder.blocks.2.conv1.2", nn.GELU(), r"'decoder\.blocks\.2\.conv1\.2': it is a GELU"),
             ("segmentation_head.2.activation", nn.Tanh(), r"'segmentation_head\.2\.activation': a"),
             ("segmentation_head.2.activation", nn.Softmax(-1), r"a Softmax\(dim=-1\)"),
             ("segmentation_head.1", nn.Upsample(scale_factor=2), r"'segmentation_head\.1'"),
@@ -368,7 +368,7 @@ def test_weights_that_do_not_fit_are_named(saved, tmp_path):
             ({"encoder.model.conv1.0.weight": state["encoder.model.conv1.0.weight"].float()},
              "mixes"),
             ({"encoder.model.conv1.0.weight": state["encoder.model.conv1.0.weight"].int()},
-             r"is of torch\.int32"),
+             r"unsupported dtype torch\.int32"),
             ({"decoder.center.0.0.weight": torch.zeros(2)}, r"the layer 'decoder\.center\.0\.0'"),
             ({"encoder.model.extra.weight": torch.zeros(2)}, r"layer 'encoder\.model\.extra'")):
         wrong = {key: tensor.clone() for key, tensor in (state | change).items()

@@ -215,7 +215,7 @@ def test_label_values_that_are_no_class_are_refused(tmp_path):
     assert (LabelledImages([pair], binary=True)[0][1] == label // 255).all()
     with pytest.raises(ValueError, match="got classes=3"):
         LabelledImages([pair], classes=3, binary=True)
-    with pytest.raises(ValueError, match="no image and label"):
+    with pytest.raises(ValueError, match="at least one pair of image and label"):
         LabelledImages([])
 
 

@@ -243,10 +243,10 @@ def test_volumes_that_do_not_fit_each_other_or_the_model_are_refused(tmp_path):
         if message:
             with pytest.raises(ValueError, match=message):
                 fit(model, images, images, tmp_path / "run", options)
-    with pytest.raises(ValueError, match="training images have 2 channels, the model takes 1"):
+    with pytest.raises(ValueError, match="training images have 2 channels, but the model takes 1"):
         fit(tiny(), LabelledImages([two]), images, tmp_path / "run", options)
     coarse = LabelledImages([one], spacing=(2, 2, 2))
-    with pytest.raises(ValueError, match="are at a spacing of None, the model takes"):
+    with pytest.raises(ValueError, match="have the spacing None, but the model takes"):
         model = tiny()
         model.set_preprocessing(**coarse.preprocessing())
         fit(model, coarse, images, tmp_path / "run", options)
@@ -643,11 +643,11 @@ def test_mistakes_are_one_line_before_training(run, tmp_path, capsys):
     line = error(*data, "--encoder", "test_vit")
     assert "encoder 'test_vit' cannot be made volumetric: the model itself (VisionTrans" in line
     assert "5 encoder_channels need 4 strides" in error(*data, "--strides", "1,2,2")
-    assert "depth_strides are for timm" in error(*data, "--depth-strides", 1)
+    assert "depth_strides are only for timm" in error(*data, "--depth-strides", 1)
     assert not (tmp_path / "r").exists()
     nan = folder / "nan.nii"
     write(nan, with_value(np.nan)[0])
-    assert "nan.nii holds NaN" in error("predict", run / "model", nan, "--out", tmp_path / "p")
+    assert "nan.nii has NaN" in error("predict", run / "model", nan, "--out", tmp_path / "p")
     two = write(folder / "two.nii", good((4, 5, 6, 2))[0])
     line = error("predict", run / "model", two, "--out", tmp_path / "p")
     assert "two.nii: expected an image (D, H, W) or (D, H, W, 1), got (6, 5, 4, 2)" in line

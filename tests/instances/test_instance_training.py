@@ -203,7 +203,7 @@ def test_sizes_that_do_not_match_and_volumes_are_named(tmp_path):
     for kind in ("images", "labels"):
         (tmp_path / "volumes" / kind).mkdir(parents=True)
         np.save(tmp_path / "volumes" / kind / "scan.npy", np.ones((4, 5, 6), np.uint8))
-    with pytest.raises(ValueError, match=r"scan\.npy.*an instance map is \(H, W\)"):
+    with pytest.raises(ValueError, match=r"scan\.npy.*an instance map must be \(H, W\)"):
         collect(tmp_path / "volumes")
 
 
@@ -213,7 +213,7 @@ def test_models_and_labels_that_do_not_belong_together(tmp_path, nuclei, no_step
     boxes = faster_rcnn("fpn", "test_resnet", out_channels=8)
     for model, images, message in (
             (tiny(), classes, "labels are classes, but the model takes instances"),
-            (semantic, nuclei, "labels are instances, the model takes classes"),
+            (semantic, nuclei, "labels are instances, but the model takes classes"),
             (boxes, nuclei, "the model is a faster_rcnn")):
         with pytest.raises(ValueError, match=message):
             fit(model, images, images, tmp_path / "run", QUICK)
