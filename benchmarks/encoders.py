@@ -1,6 +1,7 @@
 """Try every timm model as an encoder: python benchmarks/encoders.py, then again with --peer smp.
 
-With --dims 3, try to make every model volumetric.
+With --peer smp-others, try SMP's other networks over the encoders that its UNet++ does not run
+with; with --dims 3, try to make every model volumetric.
 
 Each model is built, run at its own size and at a second one, pruned to depth 1, and built for 1 and
 5 channels, on the meta device, where shapes are computed and nothing else. An interrupted sweep
@@ -10,9 +11,11 @@ goes on where it was. The table goes into docs/encoders.md.
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import math
 import re
+import signal
 import time
 import warnings
 from collections import Counter
@@ -20,9 +23,10 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import encoders_3d
+import encoders_smp
 import timm
 import torch
 from machine import describe_machine
@@ -34,7 +38,6 @@ from nestedseg.encoders import Options, describe_encoder
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "encoders.json"
-RESULTS_3D = RESULTS.with_name("encoders_3d.json")
 PAGE = ROOT / "docs" / "encoders.md"
 SECOND = (320, 192)  # pixels; no model's own size
 VOLUME = (40, 72, 104)  # voxels
@@ -49,20 +52,22 @@ Record = dict[str, Any]
 
 def main() -> None:
     args = parse_arguments()
-    kind, save, page, headline = KINDS[args.dims]
+    kind = KINDS[args.kind]
     if not args.table:
-        sweep(args.run, args.peer or kind, timm.list_models(args.pattern), args.jobs)
-        save(args.out, args.run)
+        names = [name for name in kind.names() if fnmatch.fnmatch(name, args.pattern)]
+        sweep(args.run, args.peer or kind.peer, names, args.jobs)
+        kind.save(args.out, args.run)
     results = json.loads(args.out.read_text())
     if args.pattern == "*":
-        fill_page(args.out.stem, page(results))
-    print(headline(results))
+        fill_page(args.kind, kind.page(results))
+    print(kind.headline(results))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pattern", default="*", help="of model names (default: all)")
-    parser.add_argument("--peer", choices=["smp"], help="try another library in our place")
+    parser.add_argument("--peer", choices=["smp", "smp-others"],
+                        help="try another library in our place")
     parser.add_argument("--dims", type=int, choices=[2, 3], default=2,
                         help="3: make the models volumetric (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: %(default)s)")
@@ -72,7 +77,9 @@ def parse_arguments() -> argparse.Namespace:
                         help="default: the results' file, or one in the run with --pattern")
     parser.add_argument("--table", action="store_true", help="only write the table again")
     args = parser.parse_args()
-    results = RESULTS if args.dims == 2 else RESULTS_3D
+    args.kind = ("encoders_smp" if args.peer == "smp-others"
+                 else "encoders" if args.dims == 2 else "encoders_3d")
+    results = RESULTS.with_stem(args.kind)
     args.out = args.out or (results if args.pattern == "*" else args.run / results.name)
     return args
 
@@ -169,7 +176,37 @@ def try_volumes(name: str) -> Record:
             "prune": attempt(lambda device: run(build(device).prune(1), VOLUME))}
 
 
-PEERS = {None: try_ours, "smp": try_smp, "3d": try_volumes}
+def try_smp_others(name: str) -> Record:
+    """What SMP's other networks make of a model: of each, the steps that were tried."""
+    encoders_smp.limit()
+    own = tuple(timm.models.get_pretrained_cfg(name).input_size[-2:])
+    return {network: try_network(name, kind, depth, own)
+            for network, (kind, depth) in encoders_smp.NETWORKS.items()}
+
+
+def try_network(name: str, kind: str, depth: int, own: tuple[int, ...]) -> Record:
+    @lru_cache
+    def build(device: str) -> torch.nn.Module:
+        return encoders_smp.build(name, kind, depth)
+
+    def at_padded(device: str) -> None:
+        run(build(device), encoders_smp.padded(own, build(device), kind, depth))
+
+    signal.alarm(encoders_smp.SECONDS)
+    record = {"own": attempt(lambda device: run(build(device), own))}
+    if record["own"] != OK and build.cache_info().currsize:  # it was built: another size may do
+        record["padded"] = attempt(at_padded)
+    signal.alarm(0)
+    return record
+
+
+def refused_by_smp() -> list[str]:
+    """The models that do not run in SMP's UNet++ of depth 5 at their own size."""
+    models = json.loads(RESULTS.read_text())["models"]
+    return [name for name, record in models.items() if "own" in record["smp_failed"]]
+
+
+PEERS = {None: try_ours, "smp": try_smp, "smp-others": try_smp_others, "3d": try_volumes}
 
 
 # -- all of them ----------------------------------------------------------------------------------
@@ -247,6 +284,15 @@ def save_3d(out: Path, folder: Path) -> None:
                 "machine": describe_machine()}, models)
 
 
+def save_smp(out: Path, folder: Path) -> None:
+    """One file of what the log of SMP's other networks holds."""
+    log = read_log(log_path(folder, "smp-others"))
+    models = {name: encoders_smp.compact(log[name]) for name in sorted(log)}
+    write(out, {"benchmark": "encoders_smp", "summary": encoders_smp.summarise(models),
+                "minutes": round(sum(record["seconds"] for record in log.values()) / 60),
+                "machine": describe_machine()}, models)
+
+
 def write(out: Path, head: dict[str, Any], models: dict[str, Record]) -> None:
     """A JSON file with a line a model."""
     lines = [f'  {json.dumps(name)}: {json.dumps(record)}' for name, record in models.items()]
@@ -317,6 +363,11 @@ def page_3d(results: dict[str, Any]) -> list[str]:
     return [encoders_3d.headline(results), encoders_3d.table(results["models"])]
 
 
+def page_smp(results: dict[str, Any]) -> list[str]:
+    """Counts."""
+    return [encoders_smp.headline(results)]
+
+
 def fill_page(name: str, parts: list[str]) -> None:
     """Puts them between the page's markers of this name."""
     block = "\n" + "\n\n".join(filter(None, parts)) + "\n\n"
@@ -374,8 +425,21 @@ def smp_reasons(models: dict[str, Record]) -> str:
         if lines else ""
 
 
-# In 2-D and 3-D: who is tried unless a peer is asked for, and how the results are kept and shown.
-KINDS = {2: (None, save, page, headline), 3: ("3d", save_3d, page_3d, encoders_3d.headline)}
+class Kind(NamedTuple):
+    """A sweep: who is tried unless a peer is asked for, with what, how it is kept and shown."""
+
+    peer: str | None
+    names: Callable[[], list[str]]
+    save: Callable[[Path, Path], None]
+    page: Callable[[dict[str, Any]], list[str]]
+    headline: Callable[[dict[str, Any]], str]
+
+
+KINDS = {
+    "encoders": Kind(None, timm.list_models, save, page, headline),
+    "encoders_3d": Kind("3d", timm.list_models, save_3d, page_3d, encoders_3d.headline),
+    "encoders_smp": Kind("smp-others", refused_by_smp, save_smp, page_smp, encoders_smp.headline),
+}
 
 
 if __name__ == "__main__":
