@@ -1,14 +1,14 @@
-# Needs make and Python >= 3.10 on Linux or macOS; all else goes into a virtual environment.
+# Needs make and Python >= 3.10 on Linux or macOS; everything else goes into a virtual environment.
 #
-#   make demo                          train on pictures that the package makes, for two minutes
-#   make demo IMAGES=DIR LABELS=DIR    the same on your own
-#   make test                          the whole suite
-#   make types                         the types of the package, by mypy; `make test` does it first
-#   make test-slow                     the long sweeps that `make test` leaves out, and the Hub's clients
-#   make test-oldest                   the suite with the oldest versions that are supported
-#   make docs                          the documentation, in site/, and every block on its pages run
-#   make wheel                         sdist and wheel, in dist/, tried in an empty environment
-#   make clean                         remove what the above made
+#   make demo                          train on synthetic images for two minutes
+#   make demo IMAGES=DIR LABELS=DIR    the same on your own images
+#   make test                          run the whole test suite, after mypy and ruff
+#   make types                         check the types of the package with mypy
+#   make test-slow                     run the long tests that `make test` leaves out
+#   make test-oldest                   run the suite with the oldest supported versions
+#   make docs                          build the documentation in site/, run its code blocks and examples/
+#   make wheel                         build sdist and wheel in dist/, and try them in an empty environment
+#   make clean                         remove everything that the commands above made
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -41,7 +41,7 @@ test-oldest:
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
-	$(BIN)/python -m pytest -m "slow or not slow" -k block tests/docs
+	$(BIN)/python -m pytest -m "slow or not slow" -k "block or example" tests/docs
 
 wheel:
 	tests/wheel.sh $(PYTHON)
@@ -50,9 +50,9 @@ clean:
 	rm -rf $(VENV) $(VENV)-oldest demo site build dist *.egg-info .pytest_cache .ruff_cache \
 	  .mypy_cache .hypothesis
 
-# The environment. A stamp stands for an installation that came to its end; while there is none,
-# what lies there may be half of one, and is made anew. A stamp holds for what it installs more
-# than the last: docs has test in it, test has train.
+# The environment. A stamp file marks an installation that was completed; without one the environment
+# may be incomplete, and is made again. docs includes test, and test includes train, so that a stamp
+# stands for all extras of the ones before it.
 $(VENV)/.train: EXTRAS := train
 $(VENV)/.test: EXTRAS := train,test
 $(VENV)/.docs: EXTRAS := train,test,docs

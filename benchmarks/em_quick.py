@@ -1,13 +1,13 @@
 """UNet++ with deep supervision on the ISBI 2012 EM slices, small enough for a CPU.
 
-    python benchmarks/em_quick.py --data DIR        # DIR holds images/ and labels/, 30 slices each
+    python benchmarks/em_quick.py --data DIR     # DIR contains images/ and labels/, 30 slices each
 
 The paper's split (24 slices to train, 3 to validate, 3 to test; here by file order) and patch size
-(96 x 96). Everything that is chosen (epoch, depth, the threshold's polarity and blur) is chosen on
-the validation slices; the test slices choose nothing.
+(96 x 96). Every choice (epoch, depth, the threshold's polarity and blur) is made on the validation
+slices, none on the test slices.
 
-The foreground is the cell, about four pixels in five, so even calling everything cell scores high;
-the IoU of the membrane, the rest, is given beside it. An interrupted run goes on where it was.
+The foreground is the cell, which is most of the pixels, so even "all cell" scores high; therefore
+the IoU of the membrane is given too. An interrupted run is continued.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="holds images/ and labels/")
+    parser.add_argument("--data", type=Path, required=True, help="contains images/ and labels/")
     parser.add_argument("--out", type=Path, default=RESULTS / "em_quick.json")
     parser.add_argument("--run", type=Path, default=Path("runs/em_quick"),
-                        help="checkpoint and model; a run found there is continued")
+                        help="folder for checkpoint and model; a run in it is continued")
     parser.add_argument("--epochs", type=int, default=12, help="at most (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, help="of training, at most (default: no limit)")
-    parser.add_argument("--steps", type=int, help="in an epoch; default: what tiles the slices")
+    parser.add_argument("--seconds", type=float, help="time limit of training (default: none)")
+    parser.add_argument("--steps", type=int, help="in an epoch (default: what tiles the slices)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--note", default="", help="recorded with the results")
     return parser.parse_args()
@@ -100,7 +100,7 @@ def train(sets, settings, run):
 
 
 def evaluate(model, validation, test) -> dict[str, Any]:
-    """Test scores and costs of each depth, and of what needs no network."""
+    """Test scores and costs of each depth, and of the baselines without a network."""
     chosen_on = {depth: score.compute()["iou"]["mean"]
                  for depth, score in score_heads(model, validation).items()}
     depth = nestedseg.choose_depth(chosen_on, TOLERANCE)
@@ -122,7 +122,7 @@ def evaluate(model, validation, test) -> dict[str, Any]:
 
 
 def both_classes(scores: SegmentationScores) -> dict[str, float]:
-    """IoU and Dice of the cell, and the IoU of the membrane, which is the rest."""
+    """IoU and Dice of the cell, and IoU of the membrane, which is the background."""
     fp, fn, tn = scores.counts[0].tolist()[1:]
     computed = scores.compute()
     return {"iou": computed["iou"]["mean"], "dice": computed["dice"]["mean"],

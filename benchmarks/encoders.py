@@ -4,8 +4,8 @@ With --peer smp-others, try SMP's other networks over the encoders that its UNet
 with; with --dims 3, try to make every model volumetric.
 
 Each model is built, run at its own size and at a second one, pruned to depth 1, and built for 1 and
-5 channels, on the meta device, where shapes are computed and nothing else. An interrupted sweep
-goes on where it was. The table goes into docs/encoders.md.
+5 channels, on the meta device, which only computes shapes. An interrupted sweep is continued. The
+table goes into docs/encoders.md.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def try_ours(name: str) -> Record:
-    """What nestedseg makes of a model: its pyramid, and for each step "ok" or an error."""
+    """Tries a model with nestedseg: its pyramid, and for each step "ok" or an error."""
     info = nestedseg.encoder_info(name)
     at_second = {} if info.any_size else {"image_size": SECOND}
 
@@ -110,7 +110,7 @@ def try_ours(name: str) -> Record:
 
 
 def way(name: str, image_size: tuple[int, int] | None = None) -> str:
-    """How the second size is reached."""
+    """The way in which the encoder takes a second size."""
     trial, _ = describe_encoder(Options(name, image_size=image_size)).backbone
     if trial.runs_at is None:
         return "dynamic" if trial.arguments else "as built"
@@ -118,13 +118,13 @@ def way(name: str, image_size: tuple[int, int] | None = None) -> str:
 
 
 def fixed_channels(name: str) -> bool:
-    """Whether other channels than three need a convolution before the model."""
+    """Whether an image without three channels needs a convolution before the model."""
     trial, _ = describe_encoder(Options(name, in_channels=1)).backbone
     return trial.in_channels != 1
 
 
 def try_smp(name: str) -> Record:
-    """What segmentation_models.pytorch makes of a model."""
+    """Tries a model with segmentation_models.pytorch."""
     import segmentation_models_pytorch as smp
 
     @lru_cache
@@ -138,7 +138,7 @@ def try_smp(name: str) -> Record:
 
 
 def attempt(step: Callable[[str], None]) -> str:
-    """ "ok", or why not. What has no form on the meta device, like reading a value, runs on CPU."""
+    """ "ok" or an error. A model that cannot run on the meta device is run on the CPU."""
     try:
         for device in ("meta", "cpu"):
             try:
@@ -160,7 +160,7 @@ def run(model: torch.nn.Module, size: tuple[int, ...], channels: int = 3) -> Non
 
 
 def try_volumes(name: str) -> Record:
-    """What nestedseg makes of a model in 3-D: refused, and by which module, or tried."""
+    """Tries a model in 3-D: it is rejected, with the module that is the reason, or run."""
     try:
         info = nestedseg.encoder_info(name, dims=3)
     except ValueError as error:
@@ -218,7 +218,7 @@ def sweep(folder: Path, peer: str | None, names: list[str], jobs: int) -> None:
     path = log_path(folder, peer)
     done = read_log(path)
     waiting = [(peer, name) for name in names if name not in done]
-    # processes are replaced now and then, for what torch keeps of each model's shapes
+    # processes are replaced now and then, because torch caches the shapes of each model
     pools = get_context("spawn")
     with (path.open("a") as log, pools.Pool(jobs, quiet, maxtasksperchild=50) as pool,
           tqdm(total=len(names), initial=len(names) - len(waiting), unit="model") as progress):
@@ -264,7 +264,7 @@ def read_log(path: Path) -> dict[str, Record]:
 
 
 def save(out: Path, folder: Path) -> None:
-    """One file of what both libraries' logs hold, a line a model."""
+    """Writes one file from the logs of both libraries, one line per model."""
     ours, smp = (read_log(log_path(folder, peer)) for peer in (None, "smp"))
     models = {name: compact(name, ours[name], smp.get(name)) for name in sorted(ours)}
     head = {"benchmark": "encoders", "second_size": SECOND, "summary": summarise(models),
@@ -275,7 +275,7 @@ def save(out: Path, folder: Path) -> None:
 
 
 def save_3d(out: Path, folder: Path) -> None:
-    """One file of what the log in 3-D holds."""
+    """Writes one file from the log in 3-D."""
     log = read_log(log_path(folder, "3d"))
     models = {name: encoders_3d.compact(family_of(name), log[name]) for name in sorted(log)}
     write(out, {"benchmark": "encoders_3d", "volume": VOLUME,
@@ -294,7 +294,7 @@ def save_smp(out: Path, folder: Path) -> None:
 
 
 def write(out: Path, head: dict[str, Any], models: dict[str, Record]) -> None:
-    """A JSON file with a line a model."""
+    """Writes a JSON file with one line per model."""
     lines = [f'  {json.dumps(name)}: {json.dumps(record)}' for name, record in models.items()]
     text = json.dumps(head, indent=1).removesuffix("\n}")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -303,12 +303,12 @@ def write(out: Path, head: dict[str, Any], models: dict[str, Record]) -> None:
 
 
 def family_of(name: str) -> str:
-    """The module of timm that holds a model."""
+    """The module of timm that defines a model."""
     return timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
 
 
 def compact(name: str, ours: Record, smp: Record | None) -> Record:
-    """Only what is worth a reader's while: of the steps, those that failed."""
+    """The reportable part of a record: of its steps only those that failed."""
     kept = {key: ours.get(key) for key in ("pattern", "strides", "channels", "parameters", "size",
                                            "way")}
     record = {"family": family_of(name), **kept, "failed": failures(ours, STEPS)}
@@ -369,13 +369,13 @@ def page_smp(results: dict[str, Any]) -> list[str]:
 
 
 def fill_page(name: str, parts: list[str]) -> None:
-    """Puts them between the page's markers of this name."""
+    """Puts texts between the page's markers of this name."""
     block = "\n" + "\n\n".join(filter(None, parts)) + "\n\n"
     PAGE.write_text(insert(PAGE, name, block), encoding="utf-8")
 
 
 def table(models: dict[str, Record]) -> str:
-    """Markdown: a row a family of models, which is a module of timm."""
+    """A Markdown table with one row for each family of models, which is a module of timm."""
     families: dict[str, list[Record]] = {}
     for record in models.values():
         families.setdefault(record["family"], []).append(record)
@@ -403,7 +403,7 @@ def pattern_text(record: Record) -> str:
 
 
 def exceptions(models: dict[str, Record]) -> str:
-    """What failed, what is resized, what has fixed channels: by name."""
+    """The models that failed, are resized, or have fixed channels, by name."""
     failed = [f"- `{name}`: {step}: {reason}" for name, record in models.items()
               for step, reason in record["failed"].items()]
     resized = [f"`{name}`" for name, record in models.items() if record["way"] == "resized"]
@@ -417,7 +417,7 @@ def exceptions(models: dict[str, Record]) -> str:
 
 
 def smp_reasons(models: dict[str, Record]) -> str:
-    """Why the peer refuses models at their own size, numbers and names left out."""
+    """Why the peer rejects models at their own size, without numbers and names."""
     reasons = Counter(re.sub(r"[\d\[(`'\"].*", "…", record["smp_failed"]["own"], flags=re.DOTALL)
                       for record in models.values() if record.get("smp_failed", {}).get("own"))
     lines = [f"- {count}: {reason}" for reason, count in reasons.most_common()]
@@ -426,7 +426,7 @@ def smp_reasons(models: dict[str, Record]) -> str:
 
 
 class Kind(NamedTuple):
-    """A sweep: who is tried unless a peer is asked for, with what, how it is kept and shown."""
+    """A sweep: what is tried unless a peer is asked for, and how results are stored and shown."""
 
     peer: str | None
     names: Callable[[], list[str]]

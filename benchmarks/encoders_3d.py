@@ -1,4 +1,4 @@
-"""What encoders.py --dims 3 reports: which of timm's models are made volumetric, and what stops it.
+"""The report of encoders.py --dims 3: which timm models can be made volumetric, and why others not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TIMM_3D = 274
 
 
 def compact(family: str, record: Record) -> Record:
-    """Only what is worth a reader's while: the refusal, or the steps that failed."""
+    """The reportable part of a record: why a model was rejected, or the steps that failed."""
     if "refused" in record:
         return {"family": family, "refused": record["refused"]}
     failed = {step: record.get(step, "not reached") for step in STEPS[1:]
@@ -43,7 +43,7 @@ def headline(results: dict[str, Any]) -> str:
 
 
 def table(models: dict[str, Record]) -> str:
-    """Markdown: a row a family of models, which is a module of timm."""
+    """A Markdown table with one row for each family of models, which is a module of timm."""
     families: dict[str, dict[str, Record]] = {}
     for name, record in models.items():
         families.setdefault(record["family"], {})[name] = record
@@ -62,6 +62,6 @@ def row(family: str, models: dict[str, Record]) -> tuple[str, ...]:
 
 
 def stopped_by(refusal: str) -> str:
-    """The class of the module that a refusal names."""
+    """The class of the module that an error message names."""
     found = re.match(r".*?\((\w+)\):", refusal)
     return found[1] if found else "one stride" if "one stride" in refusal else "one size"

@@ -1,13 +1,13 @@
 """UNet++ with deep supervision on MRI of the hippocampus, in 3-D, small enough for a CPU.
 
-    python benchmarks/hippocampus.py --data DIR        # DIR holds images/ and labels/, NIfTI
+    python benchmarks/hippocampus.py --data DIR        # DIR contains images/ and labels/, NIfTI
     python benchmarks/hippocampus.py --data DIR --encoder resnet18
 
 Medical Segmentation Decathlon, Task 04: 260 volumes, 1 = anterior, 2 = posterior part. Split by
-file order; epoch and depth are chosen on the validation volumes, the test volumes choose nothing.
-Dice is that of all test voxels together, mean of the two parts, unless a case is named. Patches
-are not mirrored: the labels tell front from back. An interrupted run goes on where it was. Each
-encoder has its entry in one results file.
+file order; epoch and depth are chosen on the validation volumes, nothing on the test volumes. Dice
+is that of all test voxels together, mean of the two parts, unless a case is named. Patches are not
+mirrored, because the labels distinguish front from back. An interrupted run is continued. Each
+encoder has an entry in one results file.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="holds images/ and labels/")
+    parser.add_argument("--data", type=Path, required=True, help="contains images/ and labels/")
     parser.add_argument("--encoder", default="plain", help="plain, or a timm model to convert")
     parser.add_argument("--out", type=Path, default=RESULTS / "hippocampus.json")
     parser.add_argument("--run", type=Path, default=Path("runs/hippocampus"),
@@ -74,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--steps", type=int, default=35, help="batches in an epoch")
     parser.add_argument("--seconds", type=float,
-                        help="of training, at most (default: no limit)")
+                        help="time limit of training (default: none)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--note", default="", help="what a reader of the results should know")
     return parser.parse_args()
@@ -88,9 +88,9 @@ def read_split(data: Path) -> dict[str, LabelledImages]:
 
 def train(encoder: str, sets: dict[str, LabelledImages], settings: Settings,
           run: Path) -> tuple[SegmentationModel, list[Epoch]]:
-    """The model with the best validation IoU, and what each epoch gave."""
+    """The model with the best validation IoU, and the results of each epoch."""
     torch.manual_seed(settings.seed)
-    # The volumes are small, and timm's first level halves them: above it lies one that does not.
+    # The volumes are small, and timm's first level halves them, so a stem at full size is added.
     options = {"encoder_channels": WIDTHS} if encoder == "plain" else \
         {"stem": WIDTHS[:1], "depth": len(WIDTHS), "decoder_channels": WIDTHS}
     model = nestedseg.create("unetpp", encoder, dims=3, classes=len(PARTS) + 1, norm="instance",
@@ -103,7 +103,7 @@ def train(encoder: str, sets: dict[str, LabelledImages], settings: Settings,
 
 def evaluate(model: SegmentationModel, validation: LabelledImages, test: LabelledImages,
              masks: Path) -> dict[str, Any]:
-    """Test scores and costs of each depth; of the chosen one also case by case, from its files."""
+    """Test scores and costs of each depth; for the chosen one also case by case, from its files."""
     chosen_on = {depth: mean_dice(score) for depth, score in score_heads(model, validation).items()}
     chosen = nestedseg.choose_depth(chosen_on, TOLERANCE)
     scores = score_heads(model, test)
@@ -118,12 +118,12 @@ def evaluate(model: SegmentationModel, validation: LabelledImages, test: Labelle
 
 
 def mean_dice(scores: nestedseg.metrics.SegmentationScores) -> float:
-    """Of the two parts, without the background."""
+    """The scores of the two parts, without the background."""
     return statistics.mean(scores.compute()["dice"]["per_class"][1:])
 
 
 def by_case(model: SegmentationModel, test: LabelledImages, folder: Path) -> dict[str, Any]:
-    """Scores of the masks as they are read back from their files.
+    """The scores of the masks, read back from their files.
 
     Raises:
         RuntimeError: a mask does not lie where its volume does.
@@ -153,7 +153,7 @@ def by_case(model: SegmentationModel, test: LabelledImages, folder: Path) -> dic
 
 def write(path: Path, encoder: str, sets: dict[str, LabelledImages],
           results: dict[str, Any]) -> None:
-    """One entry of the results file; those of other encoders stay."""
+    """Writes one entry of the results file; the entries of other encoders stay."""
     data = json.loads(path.read_text()) if path.exists() else {"encoders": {}}
     data |= {"benchmark": "hippocampus",
              "data": "Medical Segmentation Decathlon, Task 04, training set",

@@ -1,13 +1,13 @@
 """U-Net, UNet++, Mask R-CNN and Mask RCNN++ on real nuclei: the rows of the paper's Table V, small.
 
-    python benchmarks/instances.py --data DIR        # DIR holds images/ and labels/ (instance maps)
+    python benchmarks/instances.py --data DIR     # DIR contains images/ and labels/ (instance maps)
 
 The images of 256 x 256 of the 2018 Data Science Bowl, split 50 / 20 / 30 % at random, as in the
 paper. All four have the same encoder, images in the same order, batch and number of steps. U-Net
-and UNet++ tell nuclei from the background, and connected parts are the instances. What an instance
-is worth (the threshold of the probability, or of the score) is chosen on the validation images.
+and UNet++ separate nuclei from the background, and connected parts are the instances. The threshold
+(of the probability, or of the score of an instance) is chosen on the validation images.
 
-A row that is in the results, with the same settings, is not computed again. On a CPU two processes
+Rows that are in the results with the same settings are not computed again. On a CPU, two processes
 with OMP_NUM_THREADS=1, each with two of the --rows, are faster than one with two threads.
 """
 
@@ -66,20 +66,20 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="holds images/ and labels/")
+    parser.add_argument("--data", type=Path, required=True, help="contains images/ and labels/")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--encoder", default="resnet18")
-    parser.add_argument("--encoder-weights", help="'imagenet' or a file; default: random")
+    parser.add_argument("--encoder-weights", help="'pretrained' or a file (default: random)")
     parser.add_argument("--steps", type=int, default=400, help="of training (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="images (default: %(default)s)")
-    parser.add_argument("--images", type=int, help="use so many at most")
+    parser.add_argument("--images", type=int, help="use at most this many images")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
 
 def read_results(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The results in the file if they have these settings, else none yet."""
+    """The results in the file if they have these settings, else empty results."""
     if path.is_file():
         found = json.loads(path.read_text())
         if found["settings"] == settings:
@@ -89,7 +89,7 @@ def read_results(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_split(data: Path, seed: int, most: int | None) -> dict[str, list[Image]]:
-    """Training, validation and test images, which are read once."""
+    """Reads training, validation and test images once."""
     images = [image for pair in find_pairs(data / "images", data / "labels")
               if (image := read(pair))[0].shape[:2] == (SIDE, SIDE)]
     order = np.random.default_rng(seed).permutation(len(images))[:most]
@@ -133,7 +133,7 @@ def run(name: str, sets: dict[str, list[Image]], settings: dict[str, Any]) -> di
 
 def train(model: nn.Module, loss_of: Callable[..., Tensor], images: list[Image],
           settings: dict[str, Any], learning_rate: float) -> list[float]:
-    """Adam with a learning rate that falls to 0 along a cosine; the loss of each step."""
+    """Trains with Adam and a learning rate that falls to 0 along a cosine; returns the losses."""
     optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings["steps"])
     losses = []
@@ -157,7 +157,7 @@ def train(model: nn.Module, loss_of: Callable[..., Tensor], images: list[Image],
 
 
 def flip(image: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> Image:
-    """Turned by a multiple of 90 degrees, and perhaps mirrored."""
+    """Rotates by a random multiple of 90 degrees, and mirrors at random."""
     turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
     image, instances = np.rot90(image, turns), np.rot90(instances, turns)
     return (image[:, ::-1], instances[:, ::-1]) if mirrored else (image, instances)
@@ -197,7 +197,7 @@ def segmenter(topology: str) -> tuple[Callable[..., Any], ...]:
 
 
 def detector(topology: str) -> tuple[Callable[..., Any], ...]:
-    """The same of a Mask R-CNN. Its anchors begin at 16 pixels, which is the size of nuclei."""
+    """How a Mask R-CNN is made, trained and used. Its anchors begin at 16 pixels, as nuclei do."""
 
     def make(settings: dict[str, Any]) -> nn.Module:
         return mask_rcnn(topology, settings["encoder"], anchor_scale=4, resize=False,

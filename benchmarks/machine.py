@@ -1,4 +1,4 @@
-"""What a benchmark ran on: hardware and versions, nothing that names the machine."""
+"""The hardware and versions that a benchmark ran on, without anything that names the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How many bytes a forward pass leaves alive: its outputs, and what the backward pass needs."""
+"""Counts the bytes that a forward pass leaves alive: its outputs, and what the backward pass needs.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Allocations(TorchDispatchMode):
-    """Remembers every storage that operations write, without keeping it alive."""
+    """Records every storage that operations write, without keeping it alive."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tables for Markdown pages, and the places where they stand."""
+"""Makes Markdown tables, and puts them between the markers of pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first row is its head; the columns but the first are set to the right."""
+    """A table whose first row is its head; all columns except the first are right-aligned."""
     lines = [rows[0], (":--", *["--:"] * (len(rows[0]) - 1)), *rows[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -19,5 +19,5 @@ def insert(page: Path, name: str, block: str) -> str:
                           lambda _: f"<!-- {name} -->\n{block}<!-- /{name} -->",
                           page.read_text(encoding="utf-8"), flags=re.DOTALL)
     if found != 1:
-        raise SystemExit(f"{page} must hold the markers of {name} once, not {found} times")
+        raise SystemExit(f"{page} must contain the markers of {name} once, got {found} times")
     return text

@@ -1,4 +1,4 @@
-"""The peers' models, and ours with the same topology, widths and weights."""
+"""Models of other libraries (peers), and ours with the same topology, widths and weights."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def smp_pair(encoder: str,
 
 def monai_pair(dims: int = 3, network: str = "BasicUNetPlusPlus"
                ) -> tuple[nn.Module, nestedseg.SegmentationModel]:
-    """MONAI's model, with its defaults but the widths, and ours."""
+    """MONAI's model, with its defaults except the widths, and ours."""
     peer = getattr(nets, network)(spatial_dims=dims, features=MONAI_FEATURES)
     return pair(peer, nestedseg.convert.from_monai)
 
 
 def pair(peer: nn.Module, convert) -> tuple[nn.Module, nestedseg.SegmentationModel]:
-    """The peer, its batch norms as training leaves them, and what it is converted to."""
+    """The peer, with batch norms like those of a trained model, and the converted model."""
     for norm in peer.modules():  # 0 and 1 would make folding them look exact
         if isinstance(norm, _BatchNorm):
             norm.running_mean.normal_(0, 0.1)

@@ -1,8 +1,9 @@
 """Time nestedseg against its peers: python benchmarks/speed.py [--device cuda] [--only PATTERN]
 
-The same weights and images for each, outputs compared, runs interleaved in one process, medians.
-Each row replaces its predecessor in benchmarks/results/speed.json (speed_cuda.json);
-benchmarks/tables.py then puts them into docs/performance.md. Nothing else should run meanwhile.
+All have the same weights and images; outputs are compared, runs are interleaved in one process, and
+medians are taken. Each row replaces the earlier one in benchmarks/results/speed.json
+(speed_cuda.json); benchmarks/tables.py then puts them into docs/performance.md. Nothing else should
+run at the same time.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def main() -> None:
 @torch.no_grad()
 def inference(name: str, peer: nn.Module, ours: nn.Module, fused: nn.Module, inputs: Any,
               dims: int = 2, compiling: bool = True, memory: bool = True) -> Row:
-    """Every setting of both. Fused weights are in channels_last for images."""
+    """Times inference in every setting of both. Fused weights are in channels_last for images."""
     peer_last, inputs_last = in_channels_last(peer, dims), last(inputs)
     own = inputs_last if dims == 2 else inputs
     runs = {name: lambda: peer(inputs), f"{name} channels_last": lambda: peer_last(inputs_last),
@@ -89,7 +90,7 @@ def inference(name: str, peer: nn.Module, ours: nn.Module, fused: nn.Module, inp
 
 def training(name: str, peer: nn.Module, ours: nn.Module, inputs: Any, dims: int = 2,
              compiling: bool = True) -> Row:
-    """Forward and backward, to the features too, as for an encoder that is trained."""
+    """Times forward and backward, with gradients of the features, as for a trained encoder."""
     peer.train()
     ours.train()
     peer_last, ours_last = in_channels_last(peer, dims), in_channels_last(ours, dims)
@@ -137,7 +138,7 @@ def megabytes(count: int) -> float:
 
 
 class Decode(nn.Module):
-    """A decoder of ours called as SMP's is, with the image first."""
+    """A decoder of ours that is called like SMP's, with the image first."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
@@ -169,7 +170,7 @@ def decoder_training(encoder: str, batch: int) -> Measure:
 
 
 def whole_inference(architecture: str, encoder: str, batch: int) -> Measure:
-    """Compiled too where that does not take minutes."""
+    """Whole models, compiled too unless that takes minutes."""
     def measure() -> Row:
         peer, ours = smp_pair(encoder, architecture)
         x = torch.randn(batch, 3, SIZE, SIZE)
@@ -188,8 +189,7 @@ def monai_inputs(dims: int) -> Tensor:
 
 
 def monai_inference(dims: int) -> Measure:
-    """Compiled too for volumes alone: MONAI's is compiled again for each of its nodes, for minutes.
-    """
+    """MONAI's models, compiled too for volumes only: the 2-D one takes minutes to compile."""
     def measure() -> Row:
         peer, ours = monai_pair(dims)
         fused = ours.fuse(memory_format=torch.channels_last) if dims == 2 else ours.fuse()
@@ -253,7 +253,7 @@ STARTS = {
 
 
 def starts() -> Row:
-    """Of programs of their own: what an import takes, and the first model after it."""
+    """The time of an import and of the first model after it, each in a program of its own."""
     clock = "import time; start = time.perf_counter()"
     found: dict[str, list[float]] = {name: [] for name in STARTS}
     for _ in range(5):

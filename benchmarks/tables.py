@@ -1,6 +1,6 @@
 """Put the figures of benchmarks/results/*.json into the pages: python benchmarks/tables.py
 
-With --check, change nothing and fail where a page says other figures than the results.
+With --check, nothing is changed, and a page with other figures than the results is an error.
 """
 
 from __future__ import annotations

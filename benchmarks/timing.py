@@ -1,4 +1,4 @@
-"""Times of several ways to compute the same, their runs interleaved, and how far outputs differ."""
+"""Times several ways of computing the same, with interleaved runs, and compares their outputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by axes
 
 
 def timed(variants: Variants, seconds: float = 60) -> dict[str, float]:
-    """Median milliseconds of each. Five to fifteen runs, as many as fit into ``seconds``."""
+    """Median milliseconds of each way, of 5 to 15 runs, as many as fit into ``seconds``."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     start = time.perf_counter()
     for index in range(WARM + MOST):
@@ -35,7 +35,7 @@ def timed(variants: Variants, seconds: float = 60) -> dict[str, float]:
 
 
 def elapsed(run: Callable[[], Any]) -> float:
-    """Seconds of one run, to the end of what it queued on a CUDA device."""
+    """Seconds of one run, including the work that it queued on a CUDA device."""
     start = time.perf_counter()
     run()
     if torch.cuda.is_available():
@@ -44,25 +44,25 @@ def elapsed(run: Callable[[], Any]) -> float:
 
 
 def seconds_of(code: str) -> float:
-    """What a program of its own prints."""
+    """The output of code that is run in a program of its own."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
 def largest_error(variants: Variants, reference: str) -> dict[str, float]:
-    """Of each output to that of the reference, relative to its largest value."""
+    """The largest difference of each output from the reference's, relative to its largest value."""
     exact = first(variants[reference]())
     return {name: float(f"{(first(run()) - exact).abs().max() / exact.abs().max():.1e}")
             for name, run in variants.items() if name != reference}
 
 
 def first(output: Any) -> Tensor:
-    """MONAI's networks give a list."""
+    """The output of a network, or the first output of one that returns several, like MONAI's."""
     return output[0] if isinstance(output, (list, tuple)) else output
 
 
 def macs(module: nn.Module, inputs: Any) -> float:
-    """Multiply-accumulates in G, of the convolutions that run."""
+    """Billions of multiply-accumulates of the convolutions in a forward pass."""
     on_meta = each(inputs, lambda x: x.to("meta"))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         meta_copy(module)(on_meta)
@@ -70,7 +70,7 @@ def macs(module: nn.Module, inputs: Any) -> float:
 
 
 def each(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A tensor, or each of a list, changed."""
+    """Applies a function to a tensor, or to each tensor of a list."""
     return [change(x) for x in inputs] if isinstance(inputs, list) else change(inputs)
 
 
@@ -80,10 +80,10 @@ def last(inputs: Any) -> Any:
 
 
 def in_channels_last(module: nn.Module, dims: int = 2) -> nn.Module:
-    """A copy whose weights are."""
+    """A copy of a model with weights in channels_last."""
     return copy.deepcopy(module).to(memory_format=LAST[dims + 2])
 
 
 def compiled(module: nn.Module, **options: Any) -> Callable[..., Any]:
-    """A copy, compiled."""
+    """A compiled copy of a model."""
     return torch.compile(copy.deepcopy(module), options=options or None)

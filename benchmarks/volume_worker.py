@@ -1,8 +1,8 @@
 """A 3-D model in a process of its own, for volumes.py: volume_worker.py WHO TASK SIDE FOLDER
 
-It says what it has, in a line of JSON, and then runs the task once for each line that it gets. The
-first process, the port's, leaves its weights and its output in the folder for the others. What
-SMP's port needs is all that its environment must hold.
+It prints a line of JSON about the model, and then runs the task once for each line that it reads.
+The first process, the port's, writes its weights and its output to the folder, for the others. The
+environment of the port only needs the packages that the port needs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def prepare(who: str, x: Tensor, folder: Path) -> tuple[nn.Module, Tensor]:
-    """The model with the port's weights, and the volume, in the setting that is asked for."""
+    """The model with the port's weights, and the volume, in the requested setting."""
     library, _, setting = who.partition(" ")
     model = MODELS[library]()
     weights = folder / "weights.pt"
@@ -61,7 +61,7 @@ def port() -> nn.Module:
 
 
 def ours() -> nn.Module:
-    """The topology and widths that the UNet++ of SMP, and so its port, has by default."""
+    """The default topology and widths of SMP's UNet++, and so of its port."""
     from peers import smp_pair
 
     import nestedseg
@@ -89,7 +89,7 @@ def names_in_port() -> dict[str, str]:
 
 @torch.no_grad()
 def difference(model: nn.Module, x: Tensor, folder: Path) -> float:
-    """Of the output from that of the first process, as a part of its largest value."""
+    """The difference from the output of the first process, relative to its largest value."""
     path = folder / "output.pt"
     if not path.exists():
         torch.save(model(x), path)

@@ -7,9 +7,9 @@ The port pins an old timm, so it has an environment of its own:
     python benchmarks/volumes.py --peer-python ENV/bin/python
     python benchmarks/tables.py                        # puts the figures into docs/volumes.md
 
-UNet++ over ResNet-18 with SMP's topology and widths, the port's random weights in both, one volume
-of one channel. Each model is in a process of its own; their runs are interleaved. Nothing else
-should run meanwhile. MONAI's BasicUNetPlusPlus is in speed.py.
+UNet++ over ResNet-18 with SMP's topology and widths, the port's random weights in both, on one
+volume with one channel. Each model is in a process of its own; their runs are interleaved. Nothing
+else should run at the same time. MONAI's BasicUNetPlusPlus is in speed.py.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", required=True, metavar="ENV/bin/python",
-                        help="of the environment that holds segmentation-models-pytorch-3d")
+                        help="Python of the environment with segmentation-models-pytorch-3d")
     parser.add_argument("--side", type=int, default=64, help="voxels (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=300,
                         help="for each row, beyond seven runs (default: %(default)s)")
@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(task: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Of each rival: median milliseconds, and what its process says of it."""
+    """For each implementation: median milliseconds, and what its process prints about it."""
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory())
         workers = {who: stack.enter_context(Worker(
@@ -66,7 +66,7 @@ def measure(task: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 class Worker:
-    """A model in a process of its own, whose task is run on demand."""
+    """A model in a process of its own, which runs its task on demand."""
 
     def __init__(self, python: str, who: str, *arguments: str) -> None:
         self.who = who

@@ -1,4 +1,4 @@
-"""Write what docs/explorer/index.md shows: python docs/make_explorer.py"""
+"""Write the drawings and tables of docs/explorer/index.md: python docs/make_explorer.py"""
 
 import json
 from pathlib import Path
@@ -37,13 +37,13 @@ def graphs() -> list[nestedseg.Graph]:
 
 
 def costs(graph: nestedseg.Graph) -> list[list[int]]:
-    with torch.device("meta"):  # sizes alone: no weights are drawn
+    with torch.device("meta"):  # only sizes are needed, no weights
         model = nestedseg.create(graph, encoder_channels=CHANNELS)
     return [[row.depth, row.parameters, row.macs] for row in model.summary(SIZE)]
 
 
 def script(drawn: dict[str, str], costs: dict[str, list[list[int]]]) -> str:
-    """Drawings share most of their lines, so each line stands once and a drawing is a list."""
+    """Stores each line of the drawings once, as they share most of them; a drawing is a list."""
     lines = list(dict.fromkeys(line for svg in drawn.values() for line in svg.split("\n")))
     number = {line: index for index, line in enumerate(lines)}
     listed = {key: [number[line] for line in svg.split("\n")] for key, svg in drawn.items()}
@@ -54,7 +54,7 @@ def script(drawn: dict[str, str], costs: dict[str, list[list[int]]]) -> str:
 
 
 def by_line(table: dict[str, list]) -> str:
-    """JSON with an entry a line, so that a change is a short diff."""
+    """JSON with one entry per line, so that a change is a short diff."""
     rows = (f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}"
             for key, value in table.items())
     return "{\n" + ",\n".join(rows) + "\n}"

@@ -1,4 +1,4 @@
-"""Draw the pictures of README and documentation: python docs/make_images.py [--instances]"""
+"""Draw the images of README and documentation: python docs/make_images.py [--instances]"""
 
 import sys
 from pathlib import Path
@@ -27,8 +27,8 @@ OWN = {
     "heads": ["x0_1", "x0_3"],
 }
 
-NUCLEI, VALIDATED, SIDE = 24, 2, 160  # images that a detector learns from, is chosen by; pixels
-ENLARGED, GAP, COLOURS = 2, 8, 256  # of the picture
+NUCLEI, VALIDATED, SIDE = 24, 2, 160  # training images, validation images, their side in pixels
+ENLARGED, GAP, COLOURS = 2, 8, 256  # of the drawn image
 STAGES = (Settings(epochs=2, steps=40, batch=2, patch=128, lr=5e-4),
           Settings(epochs=1, steps=40, batch=2, patch=128, lr=1e-4, seed=1))
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def topologies() -> dict[str, str]:
-    """SVG by the name of its file."""
+    """The drawings as SVG, by the name of their file."""
     pictures = {name: nestedseg.topology(name, 4).to_svg()
                 for name in ("unet", "unet_e", "unet_plus", "unetpp")}
     pictures["pruned"] = nestedseg.topology("unetpp", 4).to_svg(keep=2)
@@ -51,7 +51,7 @@ def topologies() -> dict[str, str]:
 
 
 def draw_instances() -> None:
-    """An image of nuclei, its true instances, and those that a Mask RCNN++ finds, trained here."""
+    """An image of nuclei, its true instances, and those that a Mask RCNN++ finds in it."""
     images, labels = synthetic_nuclei(NUCLEI + VALIDATED + 1, SIDE)
     with TemporaryDirectory() as name:
         model = train_detector(Path(name), images[:-1], labels[:-1])
@@ -65,7 +65,7 @@ def draw_instances() -> None:
 
 
 def train_detector(folder: Path, images: np.ndarray, labels: np.ndarray) -> torch.nn.Module:
-    """A Mask RCNN++ that has learned for three minutes of a processor."""
+    """A Mask RCNN++ that is trained here for a few minutes on one CPU core."""
     for kind, pictures in (("images", images), ("labels", labels)):
         (folder / kind).mkdir()
         for index, picture in enumerate(pictures):

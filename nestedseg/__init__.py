@@ -51,7 +51,8 @@ __all__ = [
     "topology",
 ]
 
-# Imported on first use, so that a graph needs no torch: where each name is, and the rooms.
+# Imported on first use, so that working with graphs does not import torch: the subpackage of each
+# public name, and the subpackages that are public themselves.
 _NAMES = {
     "FeaturePyramid": "models", "HubError": "hub.client", "SegmentationModel": "models",
     "choose_depth": "models", "create": "models", "encoder_info": "encoders",
@@ -64,7 +65,7 @@ _ROOMS = ("convert", "data", "evaluation", "instances", "prediction", "training"
 def __getattr__(name: str) -> _Any:
     if name in _NAMES:
         value = getattr(_import_module(f"nestedseg.{_NAMES[name]}"), name)
-        globals()[name] = value  # over a module of this name, and at once the next time
+        globals()[name] = value  # replaces a module of this name; found directly the next time
         return value
     if name in _ROOMS or f"nestedseg.{name}" in _modules:
         return _import_module(f"nestedseg.{name}")

@@ -1,1 +1,1 @@
-"""What every room may use: errors, optional imports, the version, and names that moved."""
+"""Helpers for all other subpackages: errors, optional imports, the version, moved names."""

@@ -1,4 +1,4 @@
-"""How every error message of the library names what is allowed and shows what was given."""
+"""Helpers for error messages: each shows what was given and lists what is allowed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-LISTED = 12  # names in a message; of longer lists, the nearest few
+LISTED = 12  # names that a message lists; of a longer list only the nearest few are shown
 
 Name = TypeVar("Name", bound=str)
 
@@ -17,12 +17,12 @@ _repr.maxstring = _repr.maxother = 80
 
 
 def show(value: object) -> str:
-    """A short repr: what a stranger's file holds may be very long, or nested very deeply."""
+    """A short repr. A value from a stranger's file may be very long, or nested very deeply."""
     if isinstance(value, int) and abs(value) > 10 ** 80:
         return "a number of more than 80 digits"
     try:
         return _repr.repr(value)
-    except (ValueError, RecursionError):  # such values inside of others
+    except (ValueError, RecursionError):  # the value contains such a number, or is too deep
         return f"a {type(value).__name__}"
 
 
@@ -39,10 +39,10 @@ def nearest(name: object, allowed: Iterable[str]) -> str:
 
 
 def choose(kind: str, name: object, allowed: Iterable[Name]) -> Name:
-    """``name``, if it is one of those allowed.
+    """``name``, if it is one of ``allowed``.
 
     Raises:
-        ValueError: it is not; the message lists what is, with the nearest match.
+        ValueError: it is not; the message lists the allowed names, with the nearest match.
     """
     allowed = list(allowed)
     if name not in allowed:
@@ -54,7 +54,7 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
     """``value``, if it is a whole number from ``low`` to ``high``.
 
     Raises:
-        TypeError: it is no whole number.
+        TypeError: it is not a whole number.
         ValueError: it is out of bounds.
     """
     if type(value) is not int:
@@ -65,17 +65,17 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
 
 
 def wholes(name: str, values: Any, low: int, high: int, most: int = 32) -> tuple[int, ...]:
-    """``values`` as a tuple, if they are one to ``most`` such numbers."""
+    """``values`` as a tuple, if they are 1 to ``most`` whole numbers from ``low`` to ``high``."""
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise TypeError(f"{name} must be a sequence of whole numbers, got {show(values)}")
     if not 1 <= len(values) <= most:
-        raise ValueError(f"{name} must be 1 to {most} whole numbers, got {len(values)}")
+        raise ValueError(f"{name} needs 1 to {most} whole numbers, got {len(values)}")
     return tuple(whole(name, value, low, high) for value in values)
 
 
 @contextmanager
 def blamed(where: str) -> Iterator[None]:
-    """Names the place, say a file, where a value comes from that turns out to be wrong."""
+    """Puts ``where``, for example a file's name, in front of the message of an error inside."""
     try:
         yield
     except (TypeError, ValueError) as error:

@@ -1,7 +1,7 @@
-"""Modules under the names that they had before the package was divided into rooms.
+"""The module names from before the package was divided into subpackages.
 
-Code and pickles that were made with an earlier version name them. Each of them is a stand-in, which
-imports the module that took its place when something in it is asked for.
+Code and pickles made with an earlier version use these names. Each is entered as a stand-in, which
+imports the module that replaced it when one of its attributes is asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 PACKAGE = "nestedseg"
-# Short names that stay: users of other libraries know them.
+# Short names that stay without a warning: users of other libraries know them.
 SHORT = {"losses": "training.losses", "metrics": "evaluation.metrics"}
 MOVED = {
     "blocks": "decoder.blocks", "card": "hub.card", "checkpointing": "decoder.recomputation",
@@ -34,11 +34,13 @@ MOVED = {
     "summary": "models.summary", "targets": "models.targets", "tasks": "training.tasks",
     "topologies": "topology.rules", "version": "base.version",
 }
-RENAMED = {"nodes.Node": "NodeModule"}  # classes that a pickle of a whole model names
+# Names that changed with their module. Pickles of whole models refer to the first.
+RENAMED = {"nodes.Node": "NodeModule", "tasks.Task": "TrainingTask",
+           "tasks.PixelTask": "SemanticTask"}
 
 
 class StandIn(ModuleType):
-    """A module that hands on what the one in its place has."""
+    """A module that passes on the attributes of the module that replaced it."""
 
     def __init__(self, name: str, place: str, deprecated: bool) -> None:
         super().__init__(name, f"Stands for `{place}`.")
@@ -60,10 +62,10 @@ class StandIn(ModuleType):
 
 
 def keep_old_names() -> None:
-    """Makes the modules importable under the names that they had.
+    """Makes modules importable under their earlier names.
 
-    They are entered before anybody imports them, because an import would otherwise bind, say, the
-    module ``nestedseg.pyramid`` over the function `nestedseg.pyramid`.
+    The stand-ins are entered in `sys.modules` before anybody imports them. An import of the module
+    ``nestedseg.pyramid``, for example, would otherwise replace the function `nestedseg.pyramid`.
     """
     for names, deprecated in ((SHORT, False), (MOVED, True)):
         for name, place in names.items():

@@ -29,8 +29,11 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0; 2 where the user's input is at fault; 130 after Ctrl-C;
-    141 where the reader of a pipe has gone."""
+    """Runs a command and returns its exit status.
+
+    It is 0 on success, 2 for an error in the user's input, 130 after Ctrl-C, and 141 if the reader
+    of a pipe has gone.
+    """
     args = build_parser().parse_args(argv)
     try:
         args.run(args)
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"nestedseg: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        hint = "; the same command with --resume continues after the last whole epoch" \
+        hint = "; rerun the same command with --resume to continue after the last whole epoch" \
             if args.run is train.train else ""
         print(f"\nnestedseg: stopped{hint}", file=sys.stderr)
         return 130
@@ -49,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser; each command's function is in ``run``, its own parser in ``parser``."""
+    """The parser. It sets ``run`` to the function of a command, ``parser`` to its own parser."""
     parser = argparse.ArgumentParser(
         prog="nestedseg", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Nested U-Nets for image segmentation: train, prune and use them.")

@@ -1,4 +1,4 @@
-"""What several commands take: models, devices, numbers for each axis."""
+"""Arguments that several commands share: models, devices, numbers for each axis."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     group = parser.add_argument_group("model")
     group.add_argument("--encoder", default="plain", metavar="NAME",
                        help="plain, or a timm model (default: %(default)s)")
-    group.add_argument("--depth", type=int, metavar="L", help="default: all the encoder offers")
+    group.add_argument("--depth", type=int, metavar="L",
+                       help="of the topology (default: as deep as the encoder allows)")
     group.add_argument("--widths", type=int, nargs="+", metavar="N",
                        default=[32, 64, 128, 256, 512],
                        help="channels of the plain encoder, finest first (default: %(default)s)")
     group.add_argument("--strides", type=_stride, nargs="+", metavar="N,N,N",
-                       help="of the plain encoder, along each axis from each level to the next, "
-                            "finest first, like 1,2,2 2,2,2 2,2,2 2,2,2 (default: all 2)")
+                       help="of the plain encoder: the step from each level to the next along each "
+                            "axis, finest first, like 1,2,2 2,2,2 2,2,2 2,2,2 (default: all 2)")
     group.add_argument("--depth-strides", type=int, nargs="+", metavar="N",
-                       help="of a timm encoder for volumes, along D where it halves H and W, "
-                            "finest first: 1 keeps thick slices, 2 halves (default: all 2)")
+                       help="of a timm encoder for volumes: the step along D at each halving of H "
+                            "and W, finest first: 1 keeps D, for thick slices, 2 halves it "
+                            "(default: all 2)")
     group.add_argument("--decoder-channels", type=int, nargs="+", metavar="N",
                        help="channels of the decoder, finest first")
     group.add_argument("--upsample", default="nearest", choices=UPSAMPLINGS,
@@ -36,7 +38,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     group.add_argument("--norm", default="batch", choices=[*NORMS, "none"],
                        help="default: %(default)s")
     group.add_argument("--deep-supervision", action=argparse.BooleanOptionalAction,
-                       help="a head at every depth (default: where the topology offers them)")
+                       help="a head at every depth (default: if the topology allows several heads)")
     return group
 
 
@@ -55,7 +57,7 @@ def model_options(args: argparse.Namespace, topology: str, dims: int) -> dict[st
 
 
 def _supervision(topology: str, args: argparse.Namespace, encoder: Options) -> bool | None:
-    """On where a named topology offers several heads; a graph of the user's keeps its own."""
+    """``True`` if a named topology allows several heads; a graph from a file keeps its own."""
     if args.deep_supervision is not None or topology.endswith(".json"):
         return args.deep_supervision
     levels = describe_encoder(encoder).levels
@@ -63,7 +65,7 @@ def _supervision(topology: str, args: argparse.Namespace, encoder: Options) -> b
 
 
 def one_or_all(values: Sequence[int] | None) -> int | tuple[int, ...] | None:
-    """One number for all axes, or one for each."""
+    """An option given as one number for all axes, or as one for each."""
     if values is None:
         return None
     return values[0] if len(values) == 1 else tuple(values)

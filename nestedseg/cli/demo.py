@@ -1,4 +1,4 @@
-"""``nestedseg demo``: from images to a pruned model that is saved, read again and checked."""
+"""``nestedseg demo``: from images to a pruned model that is saved, reloaded and checked."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from nestedseg.training.report.semantic import depth_table, write_report
 from nestedseg.training.settings import Settings
 
 PICTURES = 40
-MOST = 200, 12  # training and validation images: more would not fit the time
-TOLERANCE = 0.01  # of IoU, that a shallower model may lose
+MOST = 200, 12  # training and validation images that are used, for the sake of time
+TOLERANCE = 0.01  # IoU that a shallower model may lose
 SETTINGS = Settings(epochs=30, steps=30, lr=1e-3, patience=10, seconds=120)
 
 
 def run_demo(out: str | Path, images: str | Path | None = None,
              labels: str | Path | None = None) -> None:
-    """Train UNet++ with deep supervision for two minutes on a CPU, prune it, and check the result.
+    """Trains UNet++ with deep supervision for two minutes on a CPU, prunes it, checks the result.
 
     Args:
-        out: folder for the model, the pruned model, pictures and report.md. A demonstration that
-            was interrupted there is continued.
-        images: folder of real images; default: nuclei that the package makes.
+        out: folder for the model, the pruned model, images and report.md. A demonstration that was
+            interrupted there is continued.
+        images: folder of real images; default: synthetic nuclei are made.
         labels: folder of their labels, above 0 = foreground.
 
     Raises:
-        ValueError: one folder without the other, or images that cannot be used.
-        RuntimeError: the pruned and reloaded model disagrees with the whole one.
+        ValueError: only one of the two folders is given, or images cannot be used.
+        RuntimeError: the pruned and reloaded model gives other outputs than the whole one.
     """
     if (images is None) != (labels is None):
         raise ValueError("give --images and --labels together, or neither")
@@ -57,26 +57,26 @@ def run_demo(out: str | Path, images: str | Path | None = None,
 
 
 def _write_nuclei(out: Path) -> tuple[Path, Path]:
-    """As files, so that the demonstration takes the same way as real images."""
+    """Writes synthetic images to files, so that they are used in the same way as real ones."""
     cv2 = require("cv2")
     folders = out / "images", out / "labels"
     for folder, pictures in zip(folders, synthetic_nuclei(PICTURES), strict=True):
         folder.mkdir(parents=True, exist_ok=True)
         for index, picture in enumerate(pictures):
             cv2.imwrite(str(folder / f"{index:02d}.png"), picture)
-    print(f"made {PICTURES} pictures of nuclei in {folders[0]}")
+    print(f"made {PICTURES} images of nuclei in {folders[0]}")
     return folders
 
 
 def _spread(pairs: list[Pair], most: int) -> list[Pair]:
-    """At most so many of the pairs, from first to last."""
+    """At most this many of the pairs, evenly spaced from first to last."""
     return pairs[::math.ceil(len(pairs) / most)]
 
 
 def _train(train: LabelledImages, validation: LabelledImages,
            out: Path) -> tuple[SegmentationModel, list[DepthReport]]:
     torch.manual_seed(SETTINGS.seed)
-    # Instance normalisation: images of one folder may differ in light by an order of magnitude.
+    # Instance normalisation, because images in one folder may differ greatly in brightness.
     model = nestedseg.create("unetpp", encoder_channels=(16, 32, 64, 128), norm="instance",
                              in_channels=train.in_channels, deep_supervision=True)
     model.set_preprocessing(mean=train.mean, std=train.std)
@@ -92,7 +92,8 @@ def _prune_and_check(model: SegmentationModel, depth: int, images: LabelledImage
     x = nestedseg.preprocess(images[0][0], model)
     with torch.no_grad():
         if not torch.equal(pruned(x), model.forward_heads(x)[depth]):
-            raise RuntimeError(f"the pruned model in {folder} disagrees with the whole model")
+            raise RuntimeError(f"the pruned model in {folder} gives other outputs than the whole "
+                               "model")
 
 
 def _report(depths: list[DepthReport], chosen: int, trained: int, validated: int) -> str:
@@ -100,13 +101,14 @@ def _report(depths: list[DepthReport], chosen: int, trained: int, validated: int
     row = next(row for row in depths if row.depth == chosen)
     return f"""# UNet++ with deep supervision
 
-Trained on {trained} images, validated on {validated}. One training gives a model for every depth:
+Trained on {trained} images, validated on {validated}. One training run yields a model for every
+depth:
 
 {depth_table(depths)}
 Depth {chosen} is the shallowest within {TOLERANCE} IoU of the best. Pruned to it, the model has
 {row.parameters / deepest.parameters:.0%} of the parameters and takes \
 {row.seconds / deepest.seconds:.0%} of the time of depth {deepest.depth}.
-It was saved in `pruned/`, read again, and gives the same outputs as the whole model's head.
+It was saved in `pruned/` and reloaded, and gives the same outputs as that head of the whole model.
 
 ![validation images, truth, and the prediction of each depth](overlay.png)
 
@@ -115,13 +117,14 @@ It was saved in `pruned/`, read again, and gives the same outputs as the whole m
 
 
 def demo(args: argparse.Namespace) -> None:
-    """Train, compare depths, prune, save and reload, on pictures that the package makes."""
+    """Train, compare depths, prune, save and reload, on synthetic images or your own."""
     run_demo(args.out, args.images, args.labels)
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR",
                         help="default: %(default)s")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="real images in their place")
+    parser.add_argument("--images", type=Path, metavar="DIR",
+                        help="images to use instead of synthetic ones")
     parser.add_argument("--labels", type=Path, metavar="DIR",
-                        help="their labels; above 0 is the foreground")
+                        help="labels of --images; values above 0 are the foreground")

@@ -1,4 +1,4 @@
-"""What needs no images: prune, export, summary, draw, list."""
+"""The commands that do not read images: prune, export, summary, draw, list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nestedseg.topology.rules import read_graph
 
 
 def prune(args: argparse.Namespace) -> None:
-    """Keep what one depth needs, and save it."""
+    """Extract one depth of a model as a standalone model, and save it."""
     model = nestedseg.from_pretrained(args.model, args.depth)
     model.save_pretrained(args.out)
     print(f"depth {args.depth}, {sum(p.numel() for p in model.parameters()):,} parameters, "
@@ -28,7 +28,7 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write an ONNX file or, where --out ends in .pt2, a program of torch.export."""
+    """Write an ONNX file or, if --out ends in .pt2, a torch.export program."""
     model = nestedseg.from_pretrained(args.model, args.depth)
     model.export(args.out, "torch" if args.out.suffix == SUFFIXES["torch"] else "onnx", None,
                  args.ensemble, args.dynamic, args.probabilities, args.half)
@@ -40,21 +40,23 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".onnx or .pt2")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--depth", type=int, metavar="D", help="prune to this depth first")
-    output.add_argument("--ensemble", action="store_true", help="the mean of all depths")
+    output.add_argument("--ensemble", action="store_true", help="export the mean of all depths")
     parser.add_argument("--dynamic", nargs="*", metavar="AXIS",
                         help="which of batch, depth, height and width may have any length "
-                             "(default: all, but for an encoder that is built for one size)")
-    parser.add_argument("--probabilities", action="store_true", help="instead of logits")
+                             "(default: all; only batch if the encoder is built for one size)")
+    parser.add_argument("--probabilities", action="store_true",
+                        help="output probabilities instead of logits")
     parser.add_argument("--half", action="store_true", help="compute in float16")
 
 
 def summary(args: argparse.Namespace) -> None:
-    """Print what each depth costs."""
+    """Print the parameters, MACs and output stride of each depth."""
     is_file = args.model.endswith(".json")
     if Path(args.model).is_dir() or (is_repo_id(args.model) and not is_file):
         model = nestedseg.from_pretrained(args.model)
         if not model.depths:
-            raise ValueError(f"{args.model} is a detector, which has no depths to compare")
+            raise ValueError(f"summary is only for semantic models, but {args.model} is a "
+                             "detector, which has no depths to compare")
     else:
         model = nestedseg.create(args.model, classes=args.classes, in_channels=args.in_channels,
                                  **model_options(args, args.model, args.dims))
@@ -68,14 +70,14 @@ def add_summary(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--classes", type=int, default=1, metavar="C", help="default: 1")
     group.add_argument("--in-channels", type=int, default=3, metavar="C", help="default: 3")
     group.add_argument("--dims", type=int, choices=(2, 3), default=2,
-                       help="3: for volumes (default: %(default)s)")
+                       help="2 for images, 3 for volumes (default: %(default)s)")
     parser.add_argument("--size", type=int, nargs="+", metavar="N",
-                        help="one number for all axes or one for each, for the MACs (default: the "
-                             "encoder's, or 256, or in volumes 64)")
+                        help="size of the image for the MACs, one number for all axes or one for "
+                             "each (default: the encoder's, or 256, in volumes 64)")
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Draw a topology as SVG or, where the file ends in .mmd, as a Mermaid flowchart."""
+    """Draw a topology as SVG or, if --out ends in .mmd, as a Mermaid flowchart."""
     if args.out.suffix not in (".svg", ".mmd"):
         raise ValueError(f"--out must end in .svg or .mmd, got {str(args.out)!r}")
     graph = read_graph(args.topology) if args.topology.endswith(".json") \
@@ -89,14 +91,14 @@ def draw(args: argparse.Namespace) -> None:
 def add_draw(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("topology", metavar="TOPOLOGY", help="a name, or a .json file")
     parser.add_argument("--depth", type=int, default=4, metavar="L",
-                        help="of a named topology (default: %(default)s)")
+                        help="depth of a named topology (default: %(default)s)")
     parser.add_argument("--keep", type=int, metavar="D",
-                        help="draw grey what pruning to this depth removes")
+                        help="draw nodes grey that pruning to this depth removes")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".svg or .mmd")
 
 
 def list_names(args: argparse.Namespace) -> None:
-    """Print the names that create() knows, one a line."""
+    """Print the names of encoders or topologies, one per line."""
     names = nestedseg.list_topologies() if args.what == "topologies" \
         else nestedseg.list_encoders("*", args.pretrained)
     print("\n".join(name for name in names if fnmatch(name, args.pattern)))

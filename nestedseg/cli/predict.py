@@ -1,4 +1,4 @@
-"""``nestedseg predict``."""
+"""``nestedseg predict``: masks or instance maps of images and volumes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nestedseg.prediction.sliding_window import OVERLAP, WINDOW
 if TYPE_CHECKING:
     from nestedseg.instances.detectors import Detector
 
-MAX_INSTANCES = 65_535  # in a map of 16 bit
+MAX_INSTANCES = 65_535  # that a 16-bit map can number
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -34,7 +34,7 @@ def predict(args: argparse.Namespace) -> None:
     model = nestedseg.from_pretrained(args.model, args.depth).to(device())
     dims, wanted = spatial_axes(paths), model.config.get("dims", 2)
     if dims != wanted:
-        raise ValueError(f"{paths[0]} has {dims} axes in space, the model takes {wanted}")
+        raise ValueError(f"{paths[0]} has {dims} spatial axes, but the model takes {wanted}")
     kind, write = _choose_output(args, model, dims)
     results, overlays = args.out / kind, args.out / "overlays"
     for folder in (results, overlays):
@@ -46,10 +46,11 @@ def predict(args: argparse.Namespace) -> None:
 
 def _choose_output(args: argparse.Namespace, model: SegmentationModel | Detector,
                    dims: int) -> tuple[str, Callable[..., None]]:
-    """What `predict` writes, as its folder is called, and the function that does."""
+    """The name of the folder that `predict` writes to, and the function that writes a result."""
     semantic = isinstance(model, SegmentationModel)
     if semantic and args.score is not None:
-        raise ValueError("--score is for detectors; the model is none")
+        raise ValueError(f"--score is only for detectors, but {args.model} is a semantic model; "
+                         "leave it out")
     if semantic and not args.instances:
         return "masks", {2: _predict_picture, 3: _predict_volume}[dims]
     check_finds_instances(model)
@@ -87,15 +88,15 @@ def _predict_instances(args: argparse.Namespace, model: SegmentationModel | Dete
         found = predict_instances(model, image, SCORE if args.score is None else args.score,
                                   one_or_all(args.window), args.overlap)
         if found.max(initial=0) > MAX_INSTANCES:
-            raise ValueError(f"{found.max()} instances are found; a 16-bit PNG holds "
-                             f"{MAX_INSTANCES} at most")
+            raise ValueError(f"{found.max()} instances were found, but a 16-bit PNG can number at "
+                             f"most {MAX_INSTANCES}; cut the image into parts")
     _write_png(maps / f"{path.stem}.png", found.astype(np.uint16))
     _write_png(overlays / f"{path.stem}.png", paint_instances(to_rgb(image), found))
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors within it name the file."""
+    """A context in which errors name the file."""
     try:
         yield
     except ValueError as error:
@@ -110,18 +111,19 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("images", type=Path, metavar="IMAGE_OR_DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
-                        help="gets masks/ (class indices; one class: 0 and 255, in volumes 0 and "
-                             "1, on the grid of the image) or instances/ (their numbers, 16 bit), "
-                             "and overlays/")
+                        help="folder for masks/ (class indices; for one class 0 and 255, in "
+                             "volumes 0 and 1, on the grid of the volume) or instances/ (16-bit "
+                             "instance numbers), and for overlays/")
     parser.add_argument("--instances", action="store_true",
                         help="write the connected parts of a binary model's mask as instances; "
                              "detectors always write instances")
     parser.add_argument("--score", type=float, metavar="F",
-                        help="of detectors: leave out instances with a lower score (default: "
+                        help="only for detectors: leave out instances with a lower score (default: "
                              f"{SCORE})")
     parser.add_argument("--depth", type=int, metavar="D", help="prune to this depth first")
     parser.add_argument("--window", type=int, nargs="+", metavar="N",
-                        help="larger images go in windows of so many pixels, one number or one for "
-                             f"each axis (default: {WINDOW[2]}, in volumes {WINDOW[3]})")
+                        help="size of the windows in which larger images are predicted, in pixels; "
+                             f"one number or one for each axis (default: {WINDOW[2]}, in volumes "
+                             f"{WINDOW[3]})")
     parser.add_argument("--overlap", type=float, default=OVERLAP, metavar="F",
-                        help="of neighbouring windows (default: %(default)s)")
+                        help="overlap of neighbouring windows, a fraction (default: %(default)s)")

@@ -39,20 +39,20 @@ def _facts(args: argparse.Namespace, run: Path) -> dict[str, Any]:
 def add_publish(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder of `nestedseg train`")
     parser.add_argument("--repo", required=True, metavar="USER/NAME",
-                        help="made where it is not there")
+                        help="the repo, made if it does not exist")
     parser.add_argument("--dry-run", type=Path, metavar="DIR",
-                        help="write to a folder what would be pushed, and push nothing")
+                        help="write what would be pushed to a folder instead")
     add_hub_options(parser)
 
 
 def add_hub_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("Hugging Face Hub")
-    group.add_argument("--private", action="store_true", help="if the repo has to be made")
+    group.add_argument("--private", action="store_true", help="make a new repo private")
     group.add_argument("--token", metavar="TOKEN",
-                       help="with the right to write (default: $HF_TOKEN, or what `hf auth login` "
-                            "stored)")
-    group.add_argument("--license", metavar="NAME", help="like mit or cc-by-4.0, for the card")
+                       help="a token with the right to write (default: $HF_TOKEN, or the one that "
+                            "`hf auth login` stored)")
+    group.add_argument("--license", metavar="NAME", help="for the card, like mit or cc-by-4.0")
     group.add_argument("--dataset", metavar="NAME",
-                       help="what it was trained on, for the card; without, no scores are listed "
-                            "among the Hub's results")
+                       help="the data set that the model was trained on, for the card; without it, "
+                            "the Hub lists no scores")
     return group

@@ -1,4 +1,4 @@
-"""``nestedseg train``, of classes or of instances."""
+"""``nestedseg train``, for semantic or instance segmentation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from nestedseg.training.settings import PRECISIONS, Settings
 if TYPE_CHECKING:
     from nestedseg.instances.detectors import Detector
 
-PATCH = {2: [96], 3: [64]}  # one number for all axes
+PATCH = {2: [96], 3: [64]}  # default sizes, one number for all axes
 TOPOLOGY = "unetpp"
 
 
@@ -53,7 +53,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     model = recipe.create(training)
     if args.push_to_hub:
-        open_repo(args.push_to_hub, **access(args))  # a wrong token shows now, not after hours
+        open_repo(args.push_to_hub, **access(args))  # reports a wrong token before the training
     history = fit(model, training, validation, args.out, settings, args.resume)
     if require("accelerate").PartialState().is_main_process:
         best = nestedseg.from_pretrained(args.out / MODEL).to(device())
@@ -64,13 +64,13 @@ def train(args: argparse.Namespace) -> None:
 
 
 class Recipe(NamedTuple):
-    """What `train` does in each task's own way.
+    """The parts of `train` that differ between tasks.
 
     Args:
-        patch: its default size.
-        read: the checked collection of some pairs of files.
-        create: the model for a collection.
-        report: writes the report, and gives its summary.
+        patch: default size of a patch.
+        read: makes a checked collection of pairs of files.
+        create: makes the model for a collection.
+        report: writes the report, and returns its summary.
     """
 
     patch: Sequence[int]
@@ -81,11 +81,12 @@ class Recipe(NamedTuple):
 
 def _semantic(args: argparse.Namespace, dims: int) -> Recipe:
     if args.anchor_scale != args.parser.get_default("anchor_scale"):
-        raise ValueError("--anchor-scale is for --task instance")
+        raise ValueError("--anchor-scale is only for --task instance; leave it out with --task "
+                         "semantic")
     topology = args.topology or TOPOLOGY
-    options = model_options(args, topology, dims)  # a wrong name shows before images are read
+    options = model_options(args, topology, dims)  # reports a wrong name before images are read
     if dims == 3:
-        require("scipy", "medical")  # for the report: better missed now than after the training
+        require("scipy", "medical")  # the report needs it: reported before the training
     return Recipe(PATCH[dims],
                   lambda pairs: LabelledImages(pairs, args.classes, args.binary, args.spacing),
                   lambda images: _create_for(args, topology, images, options),
@@ -104,8 +105,8 @@ RECIPES = {"semantic": _semantic, "instance": _instance}
 
 def _create_for(args: argparse.Namespace, topology: str, images: LabelledImages,
                 options: dict[str, Any]) -> SegmentationModel:
-    """The model to train. Pretrained encoders keep the colours and statistics they know, but for
-    volumes, which have none of them."""
+    """The model to train. With pretrained weights for images it keeps the channels and the
+    preprocessing of the encoder; otherwise it takes those of the images."""
     known = args.encoder_weights is not None and images.dims == 2
     model = nestedseg.create(topology, classes=args.classes,
                              in_channels=3 if known else images.in_channels,
@@ -118,61 +119,66 @@ def _create_for(args: argparse.Namespace, topology: str, images: LabelledImages,
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=RECIPES, default="semantic",
-                        help="semantic: labels are classes; instance: they are instance maps, for "
-                             "a Mask R-CNN (default: %(default)s)")
+                        help="semantic: labels are classes; instance: labels are instance maps, "
+                             "and a Mask R-CNN is trained (default: %(default)s)")
     data = parser.add_argument_group("data (PNG, JPEG or TIFF; or .nii, .nii.gz or .npy, for a 3-D "
                                      "model; paired by file name)")
     data.add_argument("--images", type=Path, required=True, metavar="DIR")
     data.add_argument("--labels", type=Path, required=True, metavar="DIR")
     data.add_argument("--val-images", type=Path, metavar="DIR",
-                      help="validation images; without, a part of --images is held out")
+                      help="validation images (default: a part of --images is held out)")
     data.add_argument("--val-labels", type=Path, metavar="DIR")
     data.add_argument("--val-fraction", type=float, default=0.2, metavar="F",
-                      help="part that is held out (default: %(default)s)")
+                      help="fraction of --images that is held out (default: %(default)s)")
     data.add_argument("--classes", type=int, default=1, metavar="C",
                       help="1: labels are 0 and 1; more: class indices 0 ... C-1 (default: 1)")
     data.add_argument("--binary", action="store_true",
-                      help="every label above 0 is the foreground (instance numbers, 0/255)")
+                      help="every label above 0 is the foreground (for instance numbers or 0/255)")
     data.add_argument("--spacing", type=float, nargs=3, metavar="MM",
-                      help="along D, H, W, that volumes are resampled to (default: their own)")
+                      help="spacing along D, H, W to which volumes are resampled (default: they "
+                           "are not)")
     data.add_argument("--standardise", action=argparse.BooleanOptionalAction,
-                      help="each image by its own mean and standard deviation, not by those of "
-                           "all (default: for volumes)")
+                      help="scale each image by its own mean and standard deviation instead of "
+                           "those of all images (default: only volumes)")
     model = add_model_options(parser)
     model.add_argument("--topology", metavar="NAME|JSON",
                        help=f"see `nestedseg list topologies` (default: {TOPOLOGY}; for instances "
                             f"{instances.TOPOLOGY})")
     model.add_argument("--anchor-scale", type=float, default=4, metavar="F",
-                       help="of instances: side of the smallest anchors, in strides of 4 pixels "
-                            "(default: %(default)s)")
-    model.add_argument("--class-names", nargs="+", metavar="NAME", help="kept with the model")
-    model.add_argument("--encoder-weights", metavar="imagenet|FILE",
-                       help="pretrained weights of a timm encoder (default: random)")
+                       help="for instances: side of a level's anchors divided by its stride; the "
+                            "finest stride is 4 pixels (default: %(default)s)")
+    model.add_argument("--class-names", nargs="+", metavar="NAME",
+                       help="names of the classes, saved with the model")
+    model.add_argument("--encoder-weights", metavar="pretrained|FILE",
+                       help="weights of a timm encoder: 'pretrained' (or 'imagenet', which means "
+                            "the same) fetches those of its tag; or a .safetensors file (default: "
+                            "random)")
     training = parser.add_argument_group("training")
     default = Settings()
-    for name, text in (("epochs", "at most"), ("batch", "patches on each process"),
-                       ("patience", "epochs without a better validation score before it stops"),
-                       ("seed", "of everything random"),
+    for name, text in (("epochs", "the most epochs to train"),
+                       ("batch", "patches in a batch, on each process"),
+                       ("patience", "stop after this many epochs without a better score"),
+                       ("seed", "seed of everything random"),
                        ("workers", "processes that prepare patches")):
         training.add_argument(f"--{name}", type=int, default=getattr(default, name), metavar="N",
                               help=f"{text} (default: %(default)s)")
     training.add_argument("--patch", type=int, nargs="+", metavar="N",
-                          help="in pixels, one number or one for each axis (default: "
+                          help="size in pixels, one number or one for each axis (default: "
                                f"{PATCH[2][0]}, in volumes {PATCH[3][0]}, for instances "
                                f"{instances.PATCH[0]})")
     training.add_argument("--foreground", type=float, metavar="F",
-                          help="part of the patches that are centred on the foreground (default: "
-                               "a third in volumes, 0 in pictures)")
+                          help="fraction of patches that are centred on the foreground (default: "
+                               "a third for volumes, 0 for images)")
     training.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=default.mirror,
-                          help="mirror and turn patches at random; not where labels tell left from "
-                               "right, or front from back")
+                          help="mirror and rotate patches at random; use --no-mirror if labels "
+                               "distinguish left from right, or front from back")
     training.add_argument("--lr", type=float, default=default.lr, metavar="RATE",
                           help="Adam's learning rate (default: %(default)s)")
     training.add_argument("--steps", type=int, metavar="N",
-                          help="batches in an epoch (default: what tiles the images)")
+                          help="batches in an epoch (default: as many as tile the images)")
     training.add_argument("--seconds", type=float, metavar="S", help="time limit")
     training.add_argument("--precision", choices=PRECISIONS, default=default.precision,
-                          help="default: %(default)s, half precision where the device has it")
+                          help="default: %(default)s, which is half precision on a CUDA device")
     training.add_argument("--out", type=Path, required=True, metavar="RUN",
                           help="folder for the model, checkpoint and report")
     training.add_argument("--resume", action="store_true", help="continue the run in RUN")

@@ -1,7 +1,7 @@
 """Models of other libraries as nestedseg models, and an encoder back as a plain timm model.
 
 Neither segmentation_models.pytorch nor MONAI is imported: their models are read as configuration
-and tensors. What has no counterpart is refused, with the layer named, before anything is built.
+and tensors. A layer without a counterpart here is an error that names it, before anything is built.
 """
 
 from nestedseg.convert.backbone import timm_encoder

@@ -1,4 +1,4 @@
-"""The layers of MONAI's networks: where they are, and the arguments that they tell of."""
+"""The layers of MONAI's networks: their paths, and the arguments that can be read off them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nestedseg.convert.monai_options import ACTIVATIONS, NETWORKS, NORMS, Kind, 
 from nestedseg.convert.weights import refuse
 
 DEPTH = 4
-# The last layer of their up-sampling.
+# MONAI's ``upsample``, by the name of the last layer of an up-sampling module.
 UPSAMPLERS = {"deconv": "deconv", "upsample_non_trainable": "nontrainable"}
 
 
@@ -20,7 +20,7 @@ def inspect(model: nn.Module) -> MonaiConfig:
     """The arguments of a live model, read off its layers.
 
     Raises:
-        ValueError: naming a layer that has no counterpart.
+        ValueError: a layer has no counterpart here; the message names it.
     """
     network = type(model).__name__
     if network not in NETWORKS:
@@ -47,25 +47,32 @@ def inspect(model: nn.Module) -> MonaiConfig:
 
 def one_kind(layers: Mapping[str, nn.Module], paths: Sequence[str],
              describe: Callable[[nn.Module], Any]) -> Any:
-    """What all of these layers are; ``None`` = there are none.
+    """The description that all layers at these paths share; ``None`` = there are no layers.
+
+    Args:
+        layers: all layers of the model, by path.
+        paths: of the layers to describe.
+        describe: returns ``None`` for a layer without a counterpart here.
 
     Raises:
-        ValueError: naming one that has no counterpart, or is another than the first.
+        ValueError: a layer has no counterpart, or differs from the first; the message names it.
     """
     found = None
     for path in paths:
         kind = describe(layers[path])
         if kind is None:
-            raise refuse(path, " ".join(str(layers[path]).split()))
+            layer = " ".join(str(layers[path]).split())
+            raise refuse(path, f"it is {layer}, which has no counterpart here")
         found = kind if found is None else found
         if kind != found:
-            raise refuse(path, f"{show(kind)}, where {paths[0]!r} is {show(found)}")
+            raise refuse(path, f"it is {show(kind)}, but {paths[0]!r} is {show(found)}, and all "
+                               "must be alike")
     return found
 
 
 def describe_layer(layer: nn.Module,
                    kinds: Mapping[str, Kind]) -> tuple[str, dict[str, Any]] | None:
-    """The name and options that make it."""
+    """MONAI's name and options of an activation or norm; ``None`` = it has no counterpart."""
     for name, kind in kinds.items():
         if type(layer).__name__ in kind.layers:
             options = (*kind.kept, *kind.fixed, *(["affine"] if kind.affine is not None else []))
@@ -85,19 +92,19 @@ def describe_upsample(layer: nn.Module) -> str | None:
 
 
 def encoder_blocks(network: str) -> list[str]:
-    """Their modules of X^{0,0} ... X^{4,0}."""
+    """The paths of MONAI's modules for X^{0,0} ... X^{4,0}."""
     if network == "BasicUNet":
         return ["conv_0", *(f"down_{row}.convs" for row in range(1, DEPTH + 1))]
     return ["conv_0_0", *(f"conv_{row}_0.convs" for row in range(1, DEPTH + 1))]
 
 
 def heads(network: str) -> dict[str, str]:
-    """The node under each of their heads, shallow -> deep."""
+    """The node under each of MONAI's heads, by the head's path, shallow -> deep."""
     if network == "BasicUNet":
         return {"final_conv": f"x0_{DEPTH}"}
     return {f"final_conv_0_{column}": f"x0_{column}" for column in range(1, DEPTH + 1)}
 
 
 def decoder_block(network: str, row: int, column: int) -> str:
-    """Their module of X^{row,column}."""
+    """The path of MONAI's module for X^{row,column}."""
     return f"upcat_{row + 1}" if network == "BasicUNet" else f"upcat_{row}_{column}"

@@ -22,13 +22,13 @@ UPSAMPLINGS = {"deconv": "transpose", "nontrainable": "bilinear_corners"}
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of activation or norm.
+    """A kind of activation or norm in MONAI, and its counterpart here.
 
     Args:
-        name: ours.
-        layers: the classes of its layers.
-        kept: our name of each of its options, and its default there.
-        fixed: options that have no counterpart, with the value that they must have.
+        name: the name here.
+        layers: the names of its classes.
+        kept: for each option with a counterpart, the name here and MONAI's default.
+        fixed: options without a counterpart, with the value that they must have.
         affine: whether a norm has weights by default.
     """
 
@@ -57,13 +57,14 @@ NORMS = {
                      {"track_running_stats": False}, False),
     "group": Kind("group", ("GroupNorm",), EPS | {"num_groups": ("groups", None)}, affine=True),
 }
-# Of no effect on a trained model, or seen to elsewhere: a norm without weights gets ones.
+# Options that may have any value: they do not change the outputs of a trained model, or (affine)
+# are handled elsewhere.
 FREE = ("inplace", "affine", "init", "momentum")
 
 
 @dataclass(frozen=True)
 class MonaiConfig:
-    """A network's arguments, as `nestedseg.create` takes them where it has the like.
+    """The arguments of a MONAI network, in the form of `nestedseg.create` where it has them too.
 
     Args:
         affine: whether the norms have weights.
@@ -84,26 +85,28 @@ class MonaiConfig:
 
     @classmethod
     def parse(cls, network: str, arguments: Mapping[str, Any]) -> MonaiConfig:
-        """The checked arguments, and MONAI's defaults of the others.
+        """Checks arguments, and adds MONAI's defaults for those that are not given.
 
         Raises:
-            ValueError: an argument that has no counterpart, or is out of bounds.
-            TypeError: one of the wrong type.
+            ValueError: an argument without a counterpart here, or out of bounds.
+            TypeError: an unknown argument, or one of the wrong type.
         """
         choose("network", network, NETWORKS)
+        known = [key for key in DEFAULTS if (network, key) != ("BasicUNet", "deep_supervision")]
         for key in arguments:
-            if key not in DEFAULTS or (key == "deep_supervision" and network == "BasicUNet"):
-                raise TypeError(f"{network} has no argument {show(key)}; {nearest(key, DEFAULTS)}")
+            if key not in known:
+                raise TypeError(f"unknown argument {show(key)} of {network}; "
+                                f"{nearest(key, known)}")
         given: dict[str, Any] = DEFAULTS | dict(arguments)
         features = wholes("features", given["features"], 1, MAX_CHANNELS, most=6)
         if len(features) != 6:
-            raise ValueError(f"features must be 6 numbers, got {features}")
+            raise ValueError(f"features needs 6 numbers, got {len(features)}: {features}")
         for key in ("deep_supervision", "bias"):
             if type(given[key]) is not bool:
                 raise TypeError(f"{key} must be true or false, got {show(given[key])}")
         upsample = given["upsample"]
         if upsample not in UPSAMPLINGS:
-            raise refuse("upcat_*.upsample", f"upsample={show(upsample)}; "
+            raise refuse("upcat_*.upsample", f"unsupported upsample={show(upsample)}; "
                          f"{nearest(upsample, UPSAMPLINGS)}")
         norm = given["norm"] or None
         return cls(network, whole("spatial_dims", given["spatial_dims"], 2, 3),
@@ -115,43 +118,48 @@ class MonaiConfig:
 
 
 def read_kind(letter: str, value: Any, kinds: Mapping[str, Kind]) -> Choice:
-    """An activation or norm as `nestedseg.create` takes it.
+    """Converts an activation or norm to the form of `nestedseg.create`.
 
     Args:
         letter: MONAI's name of its layer, "A" or "N".
         value: a name, or a name and its options.
+        kinds: the kinds that have a counterpart here, by MONAI's name in lower case.
 
     Raises:
-        ValueError: there is none of the kind here, or not with these options.
+        ValueError: it has no counterpart here, or not with these options.
     """
     name, options = split_option(value)
     if not isinstance(name, str) or name.lower() not in kinds:
-        raise refuse(f"*.adn.{letter}", f"{show(value)}; {nearest(name, kinds)}")
+        raise refuse(f"*.adn.{letter}", f"unsupported {show(value)}; {nearest(name, kinds)}")
     kind = kinds[name.lower()]
     for key, given in options.items():
         if key not in (*kind.kept, *kind.fixed, *FREE) or kind.fixed.get(key, given) != given:
-            raise refuse(f"*.adn.{letter}", f"{name!r} with {key}={show(given)}")
+            raise refuse(f"*.adn.{letter}", f"unsupported: {name!r} with {key}={show(given)}")
     kept = {own: options.get(key, default) for key, (own, default) in kind.kept.items()}
     return {"name": kind.name, **kept} if kept else kind.name
 
 
 def split_option(value: Any) -> tuple[Any, Mapping[str, Any]]:
-    """A name and its options."""
+    """Splits an argument of MONAI into a name and its options, of which there may be none."""
     pair = isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[1], Mapping)
     return tuple(value) if pair else (value, {})
 
 
 def has_weights(norm: Any) -> bool:
-    """Whether a norm that `read_kind` takes has weights."""
+    """Whether a norm, given as to `read_kind`, has weights."""
     name, options = split_option(norm)
     return bool(options.get("affine", NORMS[name.lower()].affine))
 
 
 def read_dropout(value: Any) -> float:
-    """The probability of an element-wise dropout."""
+    """The probability of an element-wise dropout, which MONAI gives as a number or with options.
+
+    Raises:
+        ValueError: another kind of dropout.
+    """
     name, options = split_option(value)
     if name == "dropout":
         value = options.get("p", 0.5)
     if type(value) not in (int, float):
-        raise refuse("*.adn.D", f"{show(value)}; only a probability")
+        raise refuse("*.adn.D", f"dropout={show(value)}; only a probability can be converted")
     return float(value)

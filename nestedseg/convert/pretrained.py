@@ -1,4 +1,7 @@
-"""`from_pretrained`: the formats in which models are found, in a folder or on the Hub."""
+"""`from_pretrained`: loads a model of any known format, from a folder or from the Hub.
+
+A new importer is entered in `FORMATS`.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ from nestedseg.models.model import SegmentationModel
 
 
 class Format(NamedTuple):
-    """A format in which a model may have been saved beside a config.json.
+    """A format of saved models that have a config.json.
 
     Args:
-        recognises: whether a config is of this format. The first format that does is taken.
-        load: makes the model from where its files are, its config and the depth to prune it to
-            (``None`` = the whole model).
+        recognises: whether a config is of this format. The first format that recognises it is used.
+        load: makes the model, given the source of its files, its config and the depth to prune it
+            to (``None`` = the whole model).
     """
 
     recognises: Callable[[Mapping[str, Any]], bool]
@@ -32,7 +35,8 @@ class Format(NamedTuple):
 
 
 def load_detector(source: Source, config: dict[str, Any], depth: int | None) -> Any:
-    """A detector, whose room is imported here because it needs torchvision."""
+    """Loads a detector. `nestedseg.instances` is imported only here, because it needs torchvision.
+    """
     return import_module("nestedseg.instances.pretrained").load_detector(source, config, depth)
 
 
@@ -55,34 +59,45 @@ def from_pretrained(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> SegmentationModel | Any:
-    """The model that `save_pretrained` or `push_to_hub` wrote, in eval mode.
+    """Loads a model that `save_pretrained` or `push_to_hub` wrote, in eval mode.
 
     Folders and repos that segmentation_models.pytorch wrote are recognised, and converted as by
     `nestedseg.convert.from_smp`.
 
-    Where a folder of that name exists, it is meant; else a string like ``"user/name"`` is a repo
-    on the Hugging Face Hub. Of a model with several heads, one depth is downloaded, read and built
-    without what only deeper ones need.
+    If a folder of this name exists, it is loaded; otherwise a string like ``"user/name"`` is the id
+    of a repo on the Hugging Face Hub. With ``depth``, only the files of that depth are downloaded
+    and read.
 
-    Encoder weights are never fetched again, nothing is unpickled, and every tensor must be there,
-    finite and of its shape: a model is whole, or there is an error.
+    Loading is all or nothing: a tensor that is missing, not finite or of another shape is an error;
+    there are never random weights in its place. Encoder weights are not fetched again, and nothing
+    is unpickled.
 
     Args:
         repo_or_dir: a folder with ``config.json`` and weights, or the id of a repo.
         depth: prune to this depth; default: the whole model.
-        revision: branch, tag or commit of the repo. With a commit's full name, nothing that is
-            in the cache is asked for; otherwise one request finds out which commit is meant.
-        cache_dir: where downloads are kept; default: the Hub client's.
-        token: for a private repo; default: the one that was stored by ``hf auth login``.
-        local_files_only: make no request; what is not in the cache is an error.
-        force_download: replace what is in the cache.
-        device: of the weights.
-        dtype: of the weights; default: that in which they were saved.
+        revision: branch, tag or commit of the repo. With the full hash of a commit, files in the
+            cache are used without a request; otherwise one request finds out the commit.
+        cache_dir: the folder of downloads; default: the Hub client's.
+        token: for a private repo; default: the one stored by ``hf auth login``.
+        local_files_only: make no requests; a file that is not in the cache is an error.
+        force_download: download again, and replace files in the cache.
+        device: device of the weights.
+        dtype: dtype of the weights; default: the one in which they were saved.
 
     Raises:
-        HubError: a file cannot be downloaded, or came damaged (an `OSError`).
+        HubError: a file cannot be downloaded, or arrived damaged (an `OSError`).
         FileNotFoundError: there is no such folder, or a file is missing.
-        ValueError: a file is damaged, or its content is not what it should be.
+        ValueError: a file is damaged, or its content does not fit the model.
+
+    Examples:
+        >>> import torch
+        >>> import nestedseg
+        >>> nestedseg.create("unetpp", deep_supervision=True).save_pretrained("nuclei")
+        >>> model = nestedseg.from_pretrained("nuclei")
+        >>> model.depths, model.predict(torch.rand(1, 3, 100, 75)).shape
+        ((1, 2, 3, 4), torch.Size([1, 1, 100, 75]))
+        >>> nestedseg.from_pretrained("nuclei", depth=2).depths  # reads what depth 2 needs
+        (2,)
     """
     source = open_source(repo_or_dir, revision=revision, cache_dir=cache_dir, token=token,
                          local_files_only=local_files_only, force_download=force_download)

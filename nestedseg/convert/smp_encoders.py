@@ -1,4 +1,4 @@
-"""Which timm model each encoder of segmentation_models.pytorch is, and which tensor is which."""
+"""The timm model of each encoder of segmentation_models.pytorch (SMP), and timm's tensor names."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from nestedseg.encoders.timm_encoder import parse_name
 
 @dataclass(frozen=True)
 class Match:
-    """An encoder's timm model.
+    """The timm model that computes the same as an encoder of SMP.
 
     Args:
         name: of the timm model.
-        taps: the modules whose outputs are the features, where they are not timm's own.
-        rename: gives timm's name of a tensor.
-        deepest: a block that the deepest feature goes through first, and its layer there.
+        taps: the modules whose outputs are SMP's features; ``None`` = they are timm's features.
+        rename: turns SMP's name of a tensor into timm's.
+        deepest: a block here that the deepest feature passes first, and the layer of SMP's encoder
+            that it stands for.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Match:
 
 
 def efficientnet_b0(name: str) -> str:
-    """lukemelas' names, in which blocks are counted through."""
+    """timm's name for one of lukemelas/EfficientNet-PyTorch, which numbers blocks across stages."""
     starts = (0, 1, 3, 5, 8, 11, 15)
     found = re.fullmatch(r"_blocks\.(\d+)\._(\w+?)(\..+)", name)
     if not found:
@@ -52,7 +53,7 @@ def efficientnet_b0(name: str) -> str:
 
 
 def mobilenet_v2(name: str) -> str:
-    """torchvision's names, in which blocks are counted through, and layers are too."""
+    """timm's name for one of torchvision's MobileNetV2, which numbers blocks across stages."""
     starts = (1, 2, 4, 7, 11, 14, 17, 18)
     found = re.fullmatch(r"features\.(\d+)\.(.+)\.(\w+)", name)
     if not found:
@@ -70,18 +71,18 @@ def mobilenet_v2(name: str) -> str:
 
 
 def mobileone(name: str) -> str:
-    """The names of its authors' code."""
+    """timm's name for one of the code of MobileOne's authors."""
     name = re.sub(r"^stage(\d)", lambda found: f"stages.{int(found[1]) - 1}", name)
-    for theirs, timms in (("stages.-1.", "stem."), (".rbr_skip.", ".identity."),
-                          (".rbr_conv.", ".conv_kxk."), (".rbr_scale.", ".conv_scale."),
-                          (".se.reduce.", ".attn.fc1."), (".se.expand.", ".attn.fc2.")):
-        name = name.replace(theirs, timms)
+    for old, new in (("stages.-1.", "stem."), (".rbr_skip.", ".identity."),
+                     (".rbr_conv.", ".conv_kxk."), (".rbr_scale.", ".conv_scale."),
+                     (".se.reduce.", ".attn.fc1."), (".se.expand.", ".attn.fc2.")):
+        name = name.replace(old, new)
     return name
 
 
-# Where the first feature is the stem's and timm's the first stage's; and that of the head.
+# For encoders whose first feature in SMP is the stem's output, but in timm the first stage's.
 STEM = ("bn1", "blocks.1", "blocks.2", "blocks.4", "blocks.6")
-# Their densenet gives features after the next transition's norm, and norm5's without its ReLU.
+# SMP's DenseNet takes features after the next transition's norm, the last after norm5 without ReLU.
 DENSE = ("features.norm0", *(f"features.transition{n}.norm" for n in (1, 2, 3)),
          "features.denseblock4")
 SAME = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d",
@@ -102,7 +103,7 @@ MATCHES: dict[str, Match] = {
     **{f"mobileone_s{n}": Match(f"mobileone_s{n}", rename=mobileone) for n in range(5)},
     "mobilenet_v2": Match("mobilenetv2_100", ("blocks.0", *STEM[1:-1], "bn2"), mobilenet_v2),
 }
-# Prefixes of those whose code computes other numbers than timm's model of the name, and why.
+# Prefixes of encoders that compute something else than timm's model of that name, and why.
 OTHERS = {
     "efficientnet-": "it pads by the size of the images that it was first trained on",
     "inception": "it pads where timm's does not",
@@ -110,15 +111,15 @@ OTHERS = {
     "dpn": "its features are joined and activated in another way than timm's",
     "timm-sk": "its attention has other widths than timm's",
 }
-# Renamed by their get_encoder: the universal encoder under an older name.
+# Older names in SMP of "tu-" encoders, which are any timm model.
 RENAMED = ("timm-regnet", "timm-res2", "timm-resnest", "timm-mobilenetv3", "timm-gernet")
 
 
 def match(name: str) -> Match:
-    """The timm model of an encoder.
+    """The timm model of one of SMP's encoders.
 
     Raises:
-        ValueError: there is none, or it computes something else.
+        ValueError: timm has no such model, or one that computes something else.
     """
     if name.startswith(RENAMED):
         name = "tu-" + ("tf_" if "mobilenetv3" in name else "") + name.removeprefix("timm-")
@@ -132,46 +133,47 @@ def match(name: str) -> Match:
     return MATCHES[name]
 
 
-def describe_match(found: Match, theirs: SmpConfig) -> tuple[Options, Description]:
-    """The encoder here, and what it gives.
+def describe_match(found: Match, config: SmpConfig) -> tuple[Options, Description]:
+    """The options and the description of an encoder here.
 
     Raises:
-        ValueError: features that the two libraries bring to the decoder in different ways.
+        ValueError: features that the two libraries resample in different ways.
     """
     parse_name(found.name)
-    taps = found.taps and found.taps[:theirs.encoder_depth]
-    options = Options(found.name, theirs.in_channels, image_size=theirs.image_size,
+    taps = found.taps and found.taps[:config.encoder_depth]
+    options = Options(found.name, config.in_channels, image_size=config.image_size,
                       encoder_taps=taps)
     body = describe_encoder(options)
     if body.pattern != "doubling":
-        raise refuse("encoder", f"the features of {found.name!r} are {body.pattern}, and "
-                     "resampled in another way here")
+        raise refuse("encoder", f"the strides of {found.name!r} are {body.pattern}, and its "
+                     "features are resampled in another way here")
     return options, body
 
 
 def canonical(name: str) -> str:
-    """A tensor's name, whichever of timm's wrappers its model is in: some join the first parts."""
+    """A form of a tensor's name that does not depend on timm's wrappers, which change prefixes."""
     return name.removeprefix("encoder.").removeprefix("model.").replace(".", "_")
 
 
 def pair_encoder(found: Match, needed: Iterable[str],
                  given: Iterable[str]) -> tuple[dict[str, str], set[str]]:
-    """The name there of each of our encoder's tensors, and tensors there that timm does not have.
+    """SMP's name for each tensor of the encoder here, and SMP's tensors that timm does not have.
 
-    What our encoder has not, but timm's whole model has, reaches no feature.
+    Tensors that timm's whole model has, but the encoder here lacks, are in neither: no feature
+    needs them.
     """
-    def timms(name: str) -> str:
+    def timm_name(name: str) -> str:
         return canonical(found.rename(name.removeprefix("encoder.")))
 
-    theirs = {timms(name): name for name in given if name.startswith("encoder.")}
-    names = {own: theirs[canonical(own)] for own in needed
-             if own.startswith("encoder.") and canonical(own) in theirs}
+    original = {timm_name(name): name for name in given if name.startswith("encoder.")}
+    names = {own: original[canonical(own)] for own in needed
+             if own.startswith("encoder.") and canonical(own) in original}
     known = timm_names(found.name)
-    return names, {name for key, name in theirs.items() if key not in known}
+    return names, {name for key, name in original.items() if key not in known}
 
 
 @lru_cache(maxsize=64)
 def timm_names(name: str) -> frozenset[str]:
-    """Of the tensors of a whole timm model."""
+    """The canonical names of all tensors of a timm model."""
     with torch.device("meta"):
         return frozenset(map(canonical, timm.create_model(name).state_dict()))

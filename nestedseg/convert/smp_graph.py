@@ -1,9 +1,31 @@
-"""The decoders of segmentation_models.pytorch as graphs, and where each of their modules is there.
+"""The decoders of segmentation_models.pytorch (SMP) as graphs, with the names of their modules.
 
-Both start from the encoder's deepest feature, and their last block, which has no skip, is one row
-finer than the finest feature that they use. An encoder that starts at stride 4 has no skip at
-stride 2 either: there a ``Unet`` has a block without one, and a ``UnetPlusPlus`` one block alone,
-not a row of them.
+Rows count by stride here too: row 5 is stride 32, row 0 the image. Both decoders start at the
+encoder's deepest feature. Their last block, in row 0, has no skip, because SMP does not use a
+feature at stride 1. If the encoder starts at stride 4, there is no skip in row 1 either: a ``Unet``
+has a block without a skip there, and a ``UnetPlusPlus`` only one block instead of a row of them.
+
+For an encoder of depth 5 with a feature at every stride from 2 to 32:
+
+==================================  ==========================  ============================
+module in SMP                       here                        inputs of the node, in order
+==================================  ==========================  ============================
+Unet: decoder.blocks.0              x4_1                        x5_0, x4_0
+Unet: decoder.blocks.1              x3_2                        x4_1, x3_0
+Unet: decoder.blocks.3              x1_4                        x2_3, x1_0
+Unet: decoder.blocks.4              x0_5                        x1_4
+UnetPlusPlus: decoder.blocks.x_0_0  x4_1                        x5_0, x4_0
+UnetPlusPlus: decoder.blocks.x_1_1  x3_1                        x4_0, x3_0
+UnetPlusPlus: decoder.blocks.x_0_1  x3_2                        x4_1, x3_1, x3_0
+UnetPlusPlus: decoder.blocks.x_0_3  x1_4                        x2_3, x1_3, x1_2, x1_1, x1_0
+UnetPlusPlus: decoder.blocks.x_0_4  x0_5                        x1_4
+decoder.<block>.conv1.0             decoder.<node>.block.conv1
+decoder.<block>.conv1.1             decoder.<node>.block.norm1
+segmentation_head.0                 decoder.head_x0_5
+==================================  ==========================  ============================
+
+SMP names the blocks of UNet++ x_{d}_{i}: i counts rows from the deepest, d counts blocks of a row
+from the last. So x_{d}_{i} is x{4 - i}_{i - d + 1}, and its skips come in reverse order.
 """
 
 from __future__ import annotations
@@ -25,93 +47,99 @@ Blocks = dict[str, "str | None"]
 ATTENTION = {"cSE.1": "squeeze", "cSE.3": "excite", "sSE.0": "spatial"}
 
 
-def smp_to_config(theirs: SmpConfig, found: Match, task: str | None) -> tuple[Config, Blocks]:
-    """The configuration of the same model here.
+def smp_to_config(original: SmpConfig, found: Match, task: str | None) -> tuple[Config, Blocks]:
+    """The configuration of the same model here, and the module here for each of SMP's.
 
-    And our module for each of theirs in the decoder and head; ``None`` for those that are built
-    and never called.
+    The modules are those of decoder and head; ``None`` stands for modules that SMP builds and never
+    calls.
 
     Raises:
-        ValueError: an encoder that does not fit, or a task that the activation does not serve.
+        ValueError: an encoder that does not fit, or a task that the activation does not allow.
     """
-    options, body = describe_match(found, theirs)
+    options, body = describe_match(found, original)
     row = body.levels[0].stride[0].bit_length() - 1
-    depth, widths = theirs.encoder_depth, {}
+    depth, widths = original.encoder_depth, {}
     for index, level in enumerate(body.levels):
         if 0 < row + index <= depth:
             widths[row + index] = level.channels
     if depth not in widths:
-        raise refuse("encoder", f"{theirs.encoder_name!r} has no feature at stride {2 ** depth}, "
+        raise refuse("encoder", f"{original.encoder_name!r} has no feature at stride {2 ** depth}, "
                      f"which encoder_depth={depth} needs")
-    draw = unet_nodes if theirs.architecture == "Unet" else unet_plus_plus
-    entry = entry_block(theirs, found)
-    nodes, names = draw(theirs, widths, f"x{depth}_{int(bool(entry))}")
+    draw = unet_nodes if original.architecture == "Unet" else unet_plus_plus
+    entry = entry_block(original, found)
+    nodes, names = draw(original, widths, f"x{depth}_{int(bool(entry))}")
     if entry:
         nodes = {f"x{depth}_1": {"inputs": [f"x{depth}_0"], "block": entry}} | nodes
     *_, head = nodes
-    graph = Graph(nodes, [head], row, theirs.architecture.lower())
-    channels = (*reversed(theirs.decoder_channels), widths[depth])  # finest row first
-    multiple, smallest = padding(graph, body, channels, theirs.norm)
+    graph = Graph(nodes, [head], row, original.architecture.lower())
+    channels = (*reversed(original.decoder_channels), widths[depth])  # finest row first
+    multiple, smallest = padding(graph, body, channels, original.norm)
     config = Config(
-        graph=graph, decoder_channels=channels, classes=theirs.classes,
-        task=smp_task(theirs, task), upsample=theirs.upsample, norm=theirs.norm, head_kernel=3,
-        pad_multiple=multiple, pad_smallest=smallest, preprocessing=body.preprocessing,
+        graph=graph, decoder_channels=channels, classes=original.classes,
+        task=smp_task(original, task), upsample=original.upsample, norm=original.norm,
+        head_kernel=3, pad_multiple=multiple, pad_smallest=smallest,
+        preprocessing=body.preprocessing,
         **vars(options) | {"image_size": body.fixed_size})
-    return config, name_modules(theirs, found, names, head)
+    return config, name_modules(original, found, names, head)
 
 
-def smp_task(theirs: SmpConfig, task: str | None) -> Task:
-    """The task whose probabilities are the model's outputs, or the one that was asked for."""
-    fits = ACTIVATIONS[theirs.activation]
+def smp_task(original: SmpConfig, task: str | None) -> Task:
+    """The requested task; by default the one whose probabilities the model's activation gives.
+
+    Raises:
+        ValueError: the model's activation does not fit the task.
+    """
+    fits = ACTIVATIONS[original.activation]
     if task is None:
-        default: Task = "binary" if theirs.classes == 1 else "multiclass"
+        default: Task = "binary" if original.classes == 1 else "multiclass"
         return default if default in fits else fits[-1]
     chosen = choose("task", task, TASKS)
     if chosen not in fits:
-        raise ValueError(f"a model that ends in {theirs.activation!r} serves the tasks "
-                         f"{', '.join(fits)}, not {task!r}")
+        raise ValueError(f"task {task!r} does not fit a model with the activation "
+                         f"{original.activation!r}; allowed: {', '.join(fits)}")
     return chosen
 
 
-def entry_block(theirs: SmpConfig, found: Match) -> str | None:
-    """The block that the encoder's deepest feature goes through before the decoder."""
-    if has_centre(theirs) and theirs.architecture == "Unet":
+def entry_block(original: SmpConfig, found: Match) -> str | None:
+    """The block between the encoder's deepest feature and the decoder; ``None`` = there is none."""
+    if has_centre(original) and original.architecture == "Unet":
         return "double_conv"
-    return found.deepest[0] if found.deepest and theirs.encoder_depth == 5 else None
+    return found.deepest[0] if found.deepest and original.encoder_depth == 5 else None
 
 
-def has_centre(theirs: SmpConfig) -> bool:
-    """Whether there is a centre block, which a ``UnetPlusPlus`` builds and never calls."""
-    return theirs.encoder_name.startswith("vgg")
+def has_centre(original: SmpConfig) -> bool:
+    """Whether SMP builds a centre block. A ``UnetPlusPlus`` builds it, but never calls it."""
+    return original.encoder_name.startswith("vgg")
 
 
-def unet_nodes(theirs: SmpConfig, widths: Mapping[int, int],
+def unet_nodes(original: SmpConfig, widths: Mapping[int, int],
                below: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Nodes, deepest first, and the node of each of their blocks.
+    """The nodes of a ``Unet``, deepest first, and the node of each of SMP's blocks.
 
     Args:
-        widths: of the encoder's features, by row.
-        below: what the deepest block reads.
+        original: the model's configuration.
+        widths: channels of the encoder's features, by row.
+        below: the node that the deepest block reads.
     """
-    depth, nodes, names = theirs.encoder_depth, {}, {}
+    depth, nodes, names = original.encoder_depth, {}, {}
     first = position(below)[1] + 1
     for index in range(depth):
         row = depth - 1 - index
         name = names[f"blocks.{index}"] = f"x{row}_{first + index}"
         inputs = [below, f"x{row}_0"] if row in widths else [below]
-        nodes[name] = node(inputs, row, theirs.attention)
+        nodes[name] = node(inputs, row, original.attention)
         below = name
     return nodes, names
 
 
-def unet_plus_plus(theirs: SmpConfig, widths: Mapping[int, int],
+def unet_plus_plus(original: SmpConfig, widths: Mapping[int, int],
                    below: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The same for the nested decoder, whose nodes are not the paper's.
+    """The nodes of a ``UnetPlusPlus``, and the node of each of SMP's blocks; see `unet_nodes`.
 
-    The one named x_{d}_{i} there is the (i - d + 1)th of row depth - 1 - i; it reads the rest of
-    its row in reverse.
+    They are not the paper's nodes. SMP's x_{d}_{i} is the (i - d + 1)th node of row depth - 1 - i;
+    it reads the nodes before it in its row in reverse order.
     """
-    depth, nodes, names = theirs.encoder_depth, {}, {}
+    depth, nodes, names = original.encoder_depth, {}, {}
     for i in range(depth):
         row = depth - 1 - i
         for d in range(i if row in widths else 0, -1, -1):
@@ -119,12 +147,12 @@ def unet_plus_plus(theirs: SmpConfig, widths: Mapping[int, int],
             inputs = [f"x{row + 1}_{column - 1}" if i else below]
             inputs += [f"x{row}_{k}" for k in range(column - 1, -1, -1) if row in widths]
             name = names[f"blocks.x_{d}_{i}"] = f"x{row}_{column}"
-            nodes[name] = node(inputs, row, theirs.attention, widths[row] if d else None)
+            nodes[name] = node(inputs, row, original.attention, widths[row] if d else None)
     return nodes, names
 
 
 def node(inputs: list[str], row: int, attention: bool, channels: int | None = None) -> Any:
-    """A node's value. The last block has no skip, and does without the attention to its inputs."""
+    """A node's value. Row 0 has no skip, and so no attention on its input, only on its output."""
     value: dict[str, Any] = {"inputs": inputs}
     if channels is not None:
         value["channels"] = channels
@@ -133,15 +161,15 @@ def node(inputs: list[str], row: int, attention: bool, channels: int | None = No
     return value if len(value) > 1 else inputs
 
 
-def name_modules(theirs: SmpConfig, found: Match, names: Mapping[str, str], head: str) -> Blocks:
-    """Our module for each of theirs that has tensors."""
+def name_modules(original: SmpConfig, found: Match, names: Mapping[str, str], head: str) -> Blocks:
+    """The module here for each of SMP's modules with tensors; ``None`` = SMP never calls it."""
     modules: Blocks = {"segmentation_head.0": f"decoder.head_{head}"}
-    entry = f"decoder.x{theirs.encoder_depth}_1.block"
-    if found.deepest and theirs.encoder_depth == 5:
+    entry = f"decoder.x{original.encoder_depth}_1.block"
+    if found.deepest and original.encoder_depth == 5:
         modules[f"encoder.{found.deepest[1]}"] = f"{entry}.norm"
     for index, (layer, part) in itertools.product((1, 2), enumerate(("conv", "norm"))):
-        if has_centre(theirs):
-            called = theirs.architecture == "Unet"
+        if has_centre(original):
+            called = original.architecture == "Unet"
             modules[f"decoder.center.{index - 1}.{layer}"] = (f"{entry}.{part}{index}" if called
                                                               else None)
         for block, name in names.items():

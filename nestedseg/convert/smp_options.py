@@ -13,16 +13,16 @@ from nestedseg.models.targets import TASKS, Task
 from nestedseg.topology.graph import MAX_CHANNELS
 
 ARCHITECTURES = ("Unet", "UnetPlusPlus")
-# At a factor of two, the last two are the first.
+# SMP up-samples by 2, where "nearest-exact" and "area" give the same as "nearest".
 INTERPOLATIONS = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic",
                   "nearest-exact": "nearest", "area": "nearest"}
-# The tasks whose probabilities each gives, or leaves to be made of its logits.
+# The tasks that each activation fits. Without one, the outputs are logits, which fit all tasks.
 ACTIVATIONS: dict[str | None, tuple[Task, ...]] = {
     None: TASKS, "identity": TASKS, "sigmoid": ("binary", "multilabel"),
     "softmax": ("multiclass",), "softmax2d": ("multiclass",)}
 CHANNELS = (256, 128, 64, 32, 16)
 NORMS = ("batchnorm", "instancenorm", "identity")
-IGNORED = ("encoder_weights", "drop_rate", "drop_path_rate")  # they change no trained output
+IGNORED = ("encoder_weights", "drop_rate", "drop_path_rate")  # no effect on a trained model
 KEYS = ("_model_class", "encoder_name", "encoder_depth", "decoder_channels", "decoder_use_norm",
         "decoder_use_batchnorm", "decoder_attention_type", "decoder_interpolation", "in_channels",
         "classes", "activation", "aux_params", "img_size", *IGNORED)
@@ -33,8 +33,8 @@ class SmpConfig:
     """The arguments of ``smp.Unet`` or ``smp.UnetPlusPlus``, with their defaults.
 
     Args:
-        norm: as `nestedseg.create` takes it.
-        image_size: that the encoder was built for, where it was told.
+        norm: in the form of `nestedseg.create`.
+        image_size: the size that the encoder was built for; ``None`` = not given.
     """
 
     architecture: str
@@ -51,11 +51,11 @@ class SmpConfig:
 
     @classmethod
     def parse(cls, config: Mapping[str, Any]) -> SmpConfig:
-        """The checked arguments.
+        """Checks the arguments in a config.
 
         Raises:
-            ValueError: an argument that has no counterpart, or is out of bounds.
-            TypeError: one of the wrong type.
+            ValueError: an argument that is unknown, out of bounds or without a counterpart here.
+            TypeError: an argument of the wrong type.
         """
         if not isinstance(config, Mapping):
             raise TypeError(f"config must be an object, got {type(config).__name__}")
@@ -68,20 +68,21 @@ class SmpConfig:
             raise ValueError(f"segmentation_models.pytorch's {show(architecture)} (_model_class) "
                              f"has no counterpart; {nearest(architecture, ARCHITECTURES)}")
         if config.get("aux_params") is not None:
-            raise refuse("classification_head", "a nestedseg model has none; create theirs with "
-                         "aux_params=None and load its weights without that head")
+            raise refuse("classification_head", "nestedseg models have no classification head; "
+                         "create the model with aux_params=None, and load its weights without it")
         depth = whole("encoder_depth", config.get("encoder_depth", 5), 1, 5)
         channels = wholes("decoder_channels", config.get("decoder_channels", CHANNELS), 1,
                           MAX_CHANNELS)
         if len(channels) != depth:
-            raise ValueError(f"decoder_channels has {len(channels)} values for {depth} blocks")
+            raise ValueError(f"decoder_channels needs {depth} values, because encoder_depth is "
+                             f"{depth}, got {len(channels)}: {channels}")
         attention = config.get("decoder_attention_type")
         if attention is not None:
             choose("decoder_attention_type", attention, ["scse"])
         activation = config.get("activation")
         if not isinstance(activation, (str, type(None))) or activation not in ACTIVATIONS:
-            raise refuse("segmentation_head.2", f"the activation {show(activation)}; outputs here "
-                         "are logits, and predict() gives their sigmoid or softmax")
+            raise refuse("segmentation_head.2", f"unsupported activation {show(activation)}; "
+                         "models here return logits, and predict() their sigmoid or softmax")
         return cls(
             architecture, _text("encoder_name", config.get("encoder_name", "resnet34")), depth,
             channels, parse_norm(config), attention is not None,
@@ -93,9 +94,14 @@ class SmpConfig:
 
 
 def parse_norm(config: Mapping[str, Any]) -> Choice | None:
-    """The decoder's norm as `nestedseg.create` takes it."""
+    """The decoder's norm in the form of `nestedseg.create`.
+
+    Raises:
+        ValueError: a norm or option without a counterpart here.
+        TypeError: the norm is neither a name nor an object.
+    """
     norm = config.get("decoder_use_norm", "batchnorm")
-    if config.get("decoder_use_batchnorm") is not None:  # its name in older releases
+    if config.get("decoder_use_batchnorm") is not None:  # the name in older releases
         norm = config["decoder_use_batchnorm"]
     if isinstance(norm, bool):
         norm = "batchnorm" if norm else "identity"
@@ -105,18 +111,20 @@ def parse_norm(config: Mapping[str, Any]) -> Choice | None:
     options = dict(options)
     kind = options.pop("type", None)
     if kind == "layernorm":
-        raise refuse("decoder.blocks.*.conv1.1", "a LayerNorm over the image's last axis, which "
-                     "runs for the one width that equals the number of channels")
+        raise refuse("decoder.blocks.*.conv1.1", "it is a LayerNorm over the image's last axis, "
+                     "which works only if the image's width equals the number of channels")
     if kind not in NORMS:
-        raise refuse("decoder.blocks.*.conv1.1", f"the norm {show(kind)}; {nearest(kind, NORMS)}")
+        raise refuse("decoder.blocks.*.conv1.1",
+                     f"unsupported norm {show(kind)}; {nearest(kind, NORMS)}")
     if kind == "identity":
         return None
     statistics = kind == "batchnorm"
     for key, has in (("affine", True), ("track_running_stats", statistics)):
         if options.pop(key, has) is not has:
-            raise refuse("decoder.blocks.*.conv1.1", f"{kind} with {key}={not has}")
+            raise refuse("decoder.blocks.*.conv1.1",
+                         f"unsupported: {kind} with {key}={not has}; only {has} can be converted")
     if not statistics:
-        options.pop("momentum", None)  # of statistics that it does not keep
+        options.pop("momentum", None)  # instance norm keeps no statistics
     return {"name": kind.removesuffix("norm"), **options}
 
 

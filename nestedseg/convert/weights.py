@@ -1,4 +1,4 @@
-"""Another library's tensors in a model of ours: read, renamed, compared, then loaded."""
+"""Loads another library's tensors into a model: reads, renames, checks and copies them."""
 
 from __future__ import annotations
 
@@ -25,48 +25,56 @@ State = dict[str, Tensor]
 def read_state(source: Mapping[str, Any] | str | Path) -> State:
     """The state dict in a mapping or a file.
 
-    Pickles go through torch's restricted unpickler alone, which makes tensors and runs no code.
+    Pickles are only read by torch's restricted unpickler, which makes tensors and runs no code.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no state dict.
+        ValueError: it is not a state dict.
     """
     if isinstance(source, Mapping):
         return check_state(source, "the state dict")
     path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"no file {str(path)!r}")
+        raise FileNotFoundError(f"no such file: {str(path)!r}")
     if path.suffix == ".safetensors":
         with blamed(repr(str(path))):
             return storage.read_tensors(path, storage.read_shapes(path))
     if path.suffix not in PICKLED:
-        raise ValueError(f"{str(path)!r}: weights are read from .safetensors, or as a state dict "
-                         f"from {', '.join(PICKLED)}")
+        raise ValueError(f"unsupported format of weights: {str(path)!r}; allowed are .safetensors, "
+                         f"and for a state dict {', '.join(PICKLED)}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{str(path)!r} holds more than tensors, or is damaged; it is not "
-                         f"unpickled: {show(str(error))}") from None
+        raise ValueError(f"{str(path)!r} was not unpickled, because it contains more than tensors, "
+                         f"or is damaged: {show(str(error))}; save model.state_dict()") from None
     return check_state(state, repr(str(path)))
 
 
 def check_state(state: Any, where: str) -> State:
-    """``state``, if it maps names to tensors."""
+    """``state``, if it maps names to tensors.
+
+    Raises:
+        ValueError: it does not, or is empty.
+    """
     if not isinstance(state, Mapping) or not state:
-        raise ValueError(f"{where} is no state dict but a {type(state).__name__}")
+        raise ValueError(f"{where} is not a state dict, names and their tensors, but "
+                         f"{'empty' if state == {} else f'a {type(state).__name__}'}")
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise ValueError(f"{where} is no state dict: {show(name)} is a "
+            raise ValueError(f"{where} is not a state dict: {show(name)} is a "
                              f"{type(tensor).__name__}, not a tensor")
     return dict(state)
 
 
 def pair_tensors(modules: Mapping[str, str | None], needed: Iterable[str],
                  given: Iterable[str]) -> tuple[dict[str, str], set[str]]:
-    """The name there of each tensor here, and those there that have no place here.
+    """The source's name for each tensor here, and the source's tensors without a place here.
 
     Args:
-        modules: ours by theirs; ``None`` = it is built there and never called.
+        modules: the module here for each module of the source; ``None`` = the source builds the
+            module but never calls it.
+        needed: the names of the tensors here.
+        given: the names of the source's tensors.
     """
     names, left, needed = {}, set(), set(needed)
     for name in given:
@@ -80,61 +88,64 @@ def pair_tensors(modules: Mapping[str, str | None], needed: Iterable[str],
 
 
 def meta_model(config: Config) -> SegmentationModel:
-    """The model of a configuration on the meta device: it takes no memory yet."""
+    """Builds a model on the meta device, where it takes no memory yet."""
     with torch.device("meta"):
         return build_model(config)
 
 
 def load_weights(model: SegmentationModel, state: Mapping[str, Tensor],
                  where: str) -> SegmentationModel:
-    """The planned model with these weights, in eval mode, in their dtype and on their device.
+    """Gives a model on the meta device its weights; it gets their dtype and device, in eval mode.
 
     Raises:
-        ValueError: a tensor that is missing, or of another shape or kind.
+        ValueError: a tensor that is missing, or of another shape or kind of dtype.
     """
     needed = meta.own_tensors(model)
     check_source_shapes(needed, {name: name for name in state},
                         {name: tuple(tensor.shape) for name, tensor in state.items()}, where)
     for name, tensor in needed.items():
         if state[name].is_floating_point() != tensor.is_floating_point():
-            raise ValueError(f"{where}: what becomes {name!r} is of {state[name].dtype}")
+            raise ValueError(f"{where}: unsupported dtype {state[name].dtype} for the tensor that "
+                             f"becomes {name!r}, which is {tensor.dtype}")
     floating = [state[name] for name, tensor in needed.items() if tensor.is_floating_point()]
     dtypes = {tensor.dtype for tensor in floating}
     if len(dtypes) != 1:
-        raise ValueError(f"{where} mixes {sorted(map(str, dtypes))}; expected one dtype")
+        raise ValueError(f"{where} mixes the dtypes {sorted(map(str, dtypes))}; expected one dtype")
     meta.fill_weights(model, {name: state[name].detach().clone() for name in needed})
     return model.to(device=floating[0].device, dtype=dtypes.pop()).eval()
 
 
 def refuse(layer: str, reason: str) -> ValueError:
-    """The error for a layer that has no counterpart."""
+    """Makes the error for a layer without a counterpart here."""
     return ValueError(f"cannot convert the layer {layer!r}: {reason}")
 
 
 def refuse_leftovers(left: set[str], where: str) -> None:
-    """Raises if tensors of the source would be dropped without anyone knowing why.
+    """Checks that no tensor of the source is left without a place here.
 
     Raises:
-        ValueError: naming the layer of one of them.
+        ValueError: there are such tensors; the message names the layer of the first.
     """
     if left:
         layer = min(left).rpartition(".")[0]
-        raise refuse(layer, f"{where} has it, nestedseg has no layer of the kind "
-                            f"({len(left)} tensors in all: {show(sorted(left))})")
+        raise refuse(layer, f"{where} has it, nestedseg has no such layer ({len(left)} tensors "
+                            f"without a counterpart: {show(sorted(left))})")
 
 
 def leaves(module: nn.Module) -> dict[str, nn.Module]:
-    """The modules without children, by path."""
+    """All modules without children, by path."""
     return {path: child for path, child in module.named_modules()
             if next(child.children(), None) is None}
 
 
 def untrained(kinds: Iterable[str], needed: Mapping[str, Tensor],
               state: Mapping[str, Tensor]) -> State:
-    """Weights 1 and biases 0 for layers that have none in the source.
+    """Weights 1 and biases 0 for the layers here that have no weights or biases in the source.
 
     Args:
-        kinds: which of them, of "norm" and "conv" (whose biases these are).
+        kinds: which layers: "norm" (weights and biases), "conv" (only biases).
+        needed: the tensors here.
+        state: the tensors that the source has, by the names here.
     """
     layer = re.compile(rf"\.({'|'.join(kinds) or 'none'})\d\.(weight|bias)$")
     some = next(iter(state.values()), torch.empty(0))
@@ -146,18 +157,20 @@ def untrained(kinds: Iterable[str], needed: Mapping[str, Tensor],
 
 def check_source_shapes(needed: Mapping[str, Tensor], names: Mapping[str, str],
                         shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Refuses tensors unless each that is needed is there, with its shape.
+    """Checks that the source has every needed tensor, with its shape.
 
     Args:
-        names: theirs of ours.
-        shapes: by their names.
+        needed: the tensors here.
+        names: the source's name for each tensor here.
+        shapes: the shapes of the source's tensors, by the source's names.
+        where: where the tensors come from, for messages.
 
     Raises:
-        ValueError: naming the first that is not.
+        ValueError: one is missing or has another shape; the message names the first.
     """
     for own, tensor in needed.items():
         if own not in names:
-            raise ValueError(f"{where} holds nothing for {own!r}, which its configuration needs")
+            raise ValueError(f"{where} has no tensor for {own!r}, which its configuration needs")
         if shapes[names[own]] != tuple(tensor.shape):
             raise ValueError(f"{where}: {names[own]!r} has shape {shapes[names[own]]}, its "
                              f"configuration says {tuple(tensor.shape)}")

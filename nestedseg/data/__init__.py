@@ -1,4 +1,4 @@
-"""Pictures, volumes and labels: files, checks, training patches, and synthetic nuclei."""
+"""Images, volumes and labels: files, checks, training patches, and synthetic nuclei."""
 
 from nestedseg.data.files import Pair, find_pairs, list_images, spatial_axes, split_pairs
 from nestedseg.data.images import read_image, read_label

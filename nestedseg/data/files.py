@@ -1,4 +1,4 @@
-"""Image and label files: what kinds there are, listing them, and pairing them by name."""
+"""Image and label files: the supported formats, listing files, and pairing them by name."""
 
 from __future__ import annotations
 
@@ -34,57 +34,57 @@ def split_name(path: Path) -> tuple[str, str]:
 
 
 def spatial_axes(paths: Iterable[Path]) -> int:
-    """2 if the files are pictures, 3 if they are volumes. None of them is opened.
+    """2 if the files are images, 3 if they are volumes, by their suffixes; no file is opened.
 
     Args:
-        paths: at least one; their suffixes count.
+        paths: at least one.
 
     Raises:
-        ValueError: they are of both kinds, or one is of another kind.
+        ValueError: there are both images and volumes, or a file of an unsupported format.
     """
     first: dict[int, Path] = {}
     for path in paths:
         suffix = split_name(path)[1].lower()
         dims = next((dims for dims, known in SUFFIXES.items() if suffix in known), None)
         if dims is None:
-            raise ValueError(f"{path} is no image ({_kinds()})")
+            raise ValueError(f"unsupported image format: {path}; supported: {_kinds()}")
         first.setdefault(dims, path)
     if len(first) > 1:
-        raise ValueError(f"{first[2]} is a picture and {first[3]} a volume; files of one kind "
-                         "are needed")
+        raise ValueError(f"images and volumes are mixed: {first[2]} is an image, {first[3]} a "
+                         "volume; give files of one kind")
     return next(iter(first))
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The pictures or volumes in a folder, sorted by name; other files are passed over.
+    """The images or volumes in a folder, sorted by name; other files are ignored.
 
     Args:
-        folder: with PNG, JPEG and TIFF (pictures), or NIfTI and ``.npy`` (volumes).
+        folder: contains PNG, JPEG and TIFF files (images), or NIfTI and ``.npy`` files (volumes).
 
     Raises:
-        ValueError: ``folder`` is no folder, it holds no such file, files of both kinds, or two with
-            one name and different suffixes: labels are found, and results written, by the name
-            alone.
+        ValueError: ``folder`` is not a directory, contains no such files, contains both kinds, or
+            two files whose names differ only in the suffix: labels are found, and results
+            written, by the name without suffix.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder")
+        raise ValueError(f"not a directory: {folder}")
     known = tuple(itertools.chain(*SUFFIXES.values()))
     paths = sorted((path for path in folder.iterdir()
                     if split_name(path)[1].lower() in known and not path.name.startswith(".")),
                    key=lambda path: (split_name(path)[0], path.name))
     if not paths:
-        raise ValueError(f"{folder} holds no image ({_kinds()})")
+        raise ValueError(f"{folder} contains no images; supported formats: {_kinds()}")
     spatial_axes(paths)
     for path, following in itertools.pairwise(paths):
         if split_name(path)[0] == split_name(following)[0]:
-            raise ValueError(f"{path} and {following} have the same name; files are told apart "
-                             "by it, whatever their suffix")
+            raise ValueError(f"{path} and {following} have the same name without suffix, by which "
+                             "labels and results are named; rename one of them")
     return paths
 
 
 def find_pairs(images: str | Path, labels: str | Path) -> list[Pair]:
-    """Pair the files of two folders by their name without suffix: ``a.tif`` with ``a.png``.
+    """Pairs the files of two folders by their name without suffix: ``a.tif`` with ``a.png``.
 
     Args:
         images: folder of the images; see `list_images`.
@@ -94,8 +94,8 @@ def find_pairs(images: str | Path, labels: str | Path) -> list[Pair]:
         One `Pair` for each image, sorted by name.
 
     Raises:
-        ValueError: a file has no partner, or one of another kind, or a folder is none that
-            `list_images` takes.
+        ValueError: a file has no partner, or one of the other kind (image or volume), or
+            `list_images` rejects a folder.
     """
     image_files, label_files = (
         {split_name(path)[0]: path for path in list_images(folder)} for folder in (images, labels))
@@ -111,19 +111,22 @@ def find_pairs(images: str | Path, labels: str | Path) -> list[Pair]:
 
 def split_pairs(pairs: Sequence[Pair], fraction: float,
                 seed: int = 0) -> tuple[list[Pair], list[Pair]]:
-    """Split at random, the same way for the same seed: ``(training, validation)``.
+    """Splits pairs at random into training and validation; the same seed gives the same split.
 
     Args:
         pairs: at least two.
-        fraction: of the pairs for validation, in (0, 1); at least one pair goes to each side.
-        seed: of the choice.
+        fraction: the fraction of pairs for validation, in (0, 1); each side gets at least one.
+        seed: of the random choice.
+
+    Returns:
+        ``(training, validation)``.
 
     Raises:
         ValueError: fewer than two pairs, or a fraction outside (0, 1).
     """
     if len(pairs) < 2 or not 0 < fraction < 1:
-        raise ValueError(f"cannot keep a fraction of {fraction} of {len(pairs)} images for "
-                         "validation: at least 2 images and a fraction between 0 and 1 are needed")
+        raise ValueError("a split needs at least 2 images and a fraction between 0 and 1, got "
+                         f"{len(pairs)} images and a fraction of {fraction}")
     count = min(max(1, round(fraction * len(pairs))), len(pairs) - 1)
     order = np.random.default_rng(seed).permutation(len(pairs))
     chosen = set(order[:count].tolist())

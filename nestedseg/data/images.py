@@ -1,4 +1,4 @@
-"""Pictures, the files with two axes in space: reading them at their full depth."""
+"""Reads images, which have two spatial axes, and their labels, at their full bit depth."""
 
 from __future__ import annotations
 
@@ -10,70 +10,71 @@ import numpy as np
 from nestedseg.base.extras import require
 from nestedseg.data.files import Pair
 
-SPACING = (1.0, 1.0)  # pixels are square, and their size is not known
+SPACING = (1.0, 1.0)  # pixels are taken as squares of unknown size
 
 
 def read_image_pair(pair: Pair, spacing: Sequence[float] | None = None
               ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
-    """Image, label and spacing, as `nestedseg.data.volumes.read_pair` gives them.
+    """Reads an image and its label; returns both with the spacing, as `read_volume_pair` does.
 
     Raises:
-        ValueError: a file that cannot be read, a label of another size than its image, or a
-            spacing, which pictures do not have.
+        ValueError: a file cannot be read, the label has another size than its image, or a
+            ``spacing`` is given, which only volumes have.
     """
     if spacing is not None:
-        raise ValueError("a common spacing is for volumes; pictures have none")
+        raise ValueError(f"spacing is only for volumes, not for images such as {pair.image}, got "
+                         f"{spacing}")
     image, label = read_image(pair.image), read_label(pair.label)
     if image.shape[:2] != label.shape:
-        raise ValueError(f"{pair.image} is {image.shape[1]} x {image.shape[0]} pixels, its "
-                         f"label {pair.label} {label.shape[1]} x {label.shape[0]}")
+        raise ValueError(f"{pair.image} is {image.shape[1]} x {image.shape[0]} pixels, but its "
+                         f"label {pair.label} is {label.shape[1]} x {label.shape[0]}")
     return image, label, SPACING
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image at its full bit depth.
+    """Reads an image at its full bit depth.
 
     Args:
         path: of a PNG, JPEG or TIFF file.
 
     Returns:
-        ``(H, W)`` or RGB ``(H, W, 3)``; uint8, uint16 or, from TIFF, float. Transparency is
+        ``(H, W)`` or RGB ``(H, W, 3)``; uint8, uint16 or, from TIFF, float. An alpha channel is
         dropped.
 
     Raises:
-        ValueError: the file is missing, unreadable, or holds several pages, or NaN or infinity.
+        ValueError: the file is missing or unreadable, or has several pages, or NaN or infinity.
     """
     cv2 = require("cv2")
     try:
         data = np.frombuffer(Path(path).read_bytes(), np.uint8)
     except OSError as error:
         raise ValueError(f"cannot read the image {path}: {error.strerror}") from error
-    # OpenCV refuses an empty buffer, and answers a damaged one with no page.
+    # OpenCV raises an error of its own for an empty buffer, and returns no page for a damaged one.
     pages: Sequence[np.ndarray] = ()
     if data.size:
         pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1]
     if len(pages) != 1:
-        what = _stack(len(pages)) if pages else "it is damaged or of another format"
+        what = _stack(len(pages)) if pages else "it is damaged, or not PNG, JPEG or TIFF"
         raise ValueError(f"cannot read the image {path}: {what}")
     image = pages[0]
     if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise ValueError(f"the image {path} holds NaN or infinite pixels")
-    # OpenCV keeps colours in the order BGR(A).
+        raise ValueError(f"the image {path} has NaN or infinite pixels; replace them")
+    # OpenCV returns colours in the order BGR(A).
     return image if image.ndim == 2 else np.ascontiguousarray(image[..., 2::-1])
 
 
 def read_label(path: str | Path) -> np.ndarray:
-    """Read a label image as the numbers it holds: class indices, instances, 0/1 or 0/255.
+    """Reads a label image as whole numbers: class indices, instance numbers, 0/1 or 0/255.
 
     Args:
         path: of a PNG, JPEG or TIFF file.
 
     Returns:
-        ``(H, W)``, an unsigned or signed integer; palette images give indices, 1-bit images 0/1.
+        ``(H, W)`` of an integer type; palette images give indices, 1-bit images 0 and 1.
 
     Raises:
-        ValueError: the file is missing, unreadable, holds several pages, or colours in place of
-            numbers.
+        ValueError: the file is missing or unreadable, or has several pages, or colours or
+            fractions instead of whole numbers.
     """
     pillow = require("PIL.Image")
     try:
@@ -85,10 +86,10 @@ def read_label(path: str | Path) -> np.ndarray:
     if pages != 1:
         raise ValueError(f"cannot read the label {path}: {_stack(pages)}")
     if label.ndim != 2 or label.dtype.kind == "f":
-        raise ValueError(f"the label {path} holds colours or fractions (Pillow mode "
+        raise ValueError(f"the label {path} has colours or fractions (Pillow mode "
                          f"{image.mode!r}); expected one whole number per pixel")
     return label.astype(np.uint8) if label.dtype == bool else label
 
 
 def _stack(pages: int) -> str:
-    return f"it is a stack of {pages} pages; expected one picture in a file"
+    return f"it is a stack of {pages} pages; expected one image per file"

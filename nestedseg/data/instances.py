@@ -1,4 +1,4 @@
-"""Pictures with their instance maps: checked before training, cut into what detectors take."""
+"""Images with instance maps: a checked collection, and training patches for detectors."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from nestedseg.data.instance_maps import renumber, to_target
 from nestedseg.data.labelled import LabelledImages
 from nestedseg.data.patches import Patches
 
-MAX_MASK_BYTES = 2**29  # in a batch, a byte a pixel; torchvision makes floats of them
+MAX_MASK_BYTES = 2**29  # of the masks of a batch, as bytes; torchvision makes floats of them
 
 
 class LabelledInstances(LabelledImages):
-    """Pairs of pictures and instance maps, each read and checked once, then served by index.
+    """Pairs of images and instance maps, each read and checked once, then available by index.
 
-    Like `LabelledImages`, but that labels come as instance maps ``(H, W)``, int32, numbered from 1
-    without gaps. A map may have gaps, one instance alone, or none.
+    Like `LabelledImages`, but labels are instance maps ``(H, W)``, int32, numbered from 1 without
+    gaps. In the files there may be gaps, and maps with one instance or none.
 
     Args:
-        pairs: the files, as `nestedseg.data.find_pairs` gives them.
+        pairs: the files, as returned by `nestedseg.data.find_pairs`.
 
     Raises:
-        ValueError: as of `LabelledImages`, or a label that is no instance map.
+        ValueError: see `LabelledImages`; or a label is not an instance map.
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         super().__init__(pairs)
 
     def class_indices(self, label: np.ndarray, pair: Pair) -> np.ndarray:
-        """A label as it was read, as an instance map without gaps.
+        """Converts a label as it was read to an instance map without gaps.
 
         Args:
             label: ``(H, W)``, whole numbers.
             pair: its files, for messages.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is not an instance map.
         """
         try:
             return renumber(label)
@@ -51,20 +51,20 @@ class LabelledInstances(LabelledImages):
 
 
 class InstancePatches(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """`Patches` with targets as torchvision's detectors take them.
+    """`Patches` with targets for torchvision's detectors.
 
-    Images that are smaller than a patch are not reflected: the number of an instance would stand
-    for its mirror image too. So patches differ in size.
+    Images that are smaller than a patch are not extended by reflection, because an instance and its
+    mirror image would have the same number. So patches may differ in size.
 
     Args:
-        images: where patches are cut from.
+        images: the images that patches are cut from.
         size: of a patch in pixels along each axis, or one number for both.
-        prepare: as of `Patches`.
+        prepare: see `Patches`.
         batch: how many patches will be in memory at once.
-        options: others of `Patches`: ``seed``, ``foreground``, ``mirror``.
+        options: further arguments of `Patches`: ``seed``, ``foreground``, ``mirror``.
 
     Raises:
-        ValueError: so many instances that the masks of a batch of patches may not fit in memory.
+        ValueError: there are so many instances that the masks of a batch may not fit in memory.
     """
 
     def __init__(self, images: LabelledInstances, size: int | Sequence[int],
@@ -78,16 +78,19 @@ class InstancePatches(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return len(self.patches)
 
     def __getitem__(self, number: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Patch ``(C, h, w)``, and the target of its instances; see `nestedseg.instances`."""
+        """A patch ``(C, h, w)``, and the target of its instances; see `to_target`."""
         patch, instances = self.patches[number]
         return patch, to_target(instances.numpy())
 
 
 def check_crowd(instances: np.ndarray, size: Sequence[int], batch: int, pair: Pair) -> None:
-    """Refuses an image of which a patch may hold more instances than there is memory for.
+    """Checks that the masks of every batch of patches from an image will fit in memory.
 
-    A patch lies within two by two tiles of its size; the instances in these are counted where those
-    of the whole image are too many.
+    If the whole image has too many instances, they are counted in all blocks of two by two tiles of
+    the patch's size: every patch lies within such a block.
+
+    Raises:
+        ValueError: a block has too many instances.
     """
     sides = np.minimum(size, instances.shape)
     allowed = MAX_MASK_BYTES // (batch * int(np.prod(sides)))
@@ -99,5 +102,5 @@ def check_crowd(instances: np.ndarray, size: Sequence[int], batch: int, pair: Pa
                for row, column in starts)
     if most > allowed:
         raise ValueError(f"{pair.label} (of {pair.image}) has too many instances: up to {most} in "
-                         f"a patch of {width} x {height} pixels, of which a batch of {batch} may "
-                         f"hold {allowed} each; make patch or batch smaller")
+                         f"a patch of {width} x {height} pixels; with a batch of {batch}, at most "
+                         f"{allowed} are allowed; use a smaller patch or batch")

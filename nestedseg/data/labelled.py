@@ -1,4 +1,5 @@
-"""Images with their labels as one checked collection: every bad file is named before training."""
+"""Images with labels as a checked collection: unusable files are reported before training starts.
+"""
 
 from __future__ import annotations
 
@@ -12,41 +13,42 @@ from nestedseg.data import images, volumes
 from nestedseg.data.files import Pair, spatial_axes
 from nestedseg.data.preprocessing import Moments, measure, to_float
 
-KEEP_BYTES = 2 * 2**30  # decoded images kept in memory; the rest are read again when needed
+KEEP_BYTES = 2 * 2**30  # of decoded images kept in memory; others are read again when needed
 READ = {2: images.read_image_pair, 3: volumes.read_volume_pair}
 
 
 class LabelledImages:
-    """Pairs of image and label files: each is read and checked once here, then served by index.
+    """Pairs of image and label files: each is read and checked once, then available by index.
 
     Args:
-        pairs: the files, as `nestedseg.data.find_pairs` gives them: pictures or volumes.
-        classes: 1 = foreground or not; more = class indices 0 ... classes - 1.
-        binary: labels are instance numbers or 0/255: every value above 0 is the foreground.
-        spacing: along D, H, W in mm, that volumes are resampled to; default: each its own.
+        pairs: the files, as returned by `nestedseg.data.find_pairs`: images or volumes.
+        classes: 1 = labels are 0 and 1; more = labels are class indices 0 ... classes - 1.
+        binary: every label above 0 is the foreground, for instance numbers or 0/255.
+        spacing: along D, H, W in mm, to which volumes are resampled; default: they are not.
 
     Attributes:
-        dims: 2 for pictures, 3 for volumes.
+        dims: 2 for images, 3 for volumes.
         shapes: ``(H, W)`` or ``(D, H, W)`` of each image.
-        spacings: the size of each image's pixels, 1 in pictures.
-        in_channels: 1 if every image has one channel, else how many the others have.
+        spacings: the size of each image's pixels or voxels along each axis; 1 for images.
+        in_channels: channels of the images. Grey images among RGB images count as RGB.
         moments: of each image, on the scale that `nestedseg.preprocess` starts from.
-        mean: of each channel over all pixels of all images.
-        std: likewise.
+        mean: mean of each channel over all pixels of all images.
+        std: standard deviation of each channel, likewise.
         foreground: the fraction of pixels whose class is not 0.
 
     Raises:
-        ValueError: no pair given; a file that cannot be read; an image and a label that differ in
-            size or place; volumes that differ in channels; a label value that is no class. The
-            message names the file and its partner.
+        ValueError: no pairs are given; a file cannot be read; an image and its label differ in
+            size or place; volumes differ in channels; or a label has a value that is not a class.
+            The message names the file and its partner.
     """
 
     def __init__(self, pairs: Sequence[Pair], classes: int = 1, binary: bool = False,
                  spacing: Sequence[float] | None = None):
         if not pairs:
-            raise ValueError("no image and label given; at least one pair is needed")
+            raise ValueError("pairs is empty; at least one pair of image and label is needed")
         if binary and classes != 1:
-            raise ValueError(f"binary labels have one class, the foreground; got {classes} classes")
+            raise ValueError("binary=True needs classes=1, the foreground, got "
+                             f"classes={classes}; leave out one of the two")
         self.pairs, self.classes, self.binary = list(pairs), classes, binary
         self.spacing = None if spacing is None else check_spacing(spacing)
         self.dims = spatial_axes(path for pair in self.pairs for path in pair)
@@ -66,20 +68,20 @@ class LabelledImages:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The image, ``(*spatial)`` or ``(*spatial, C)``, and its class indices ``(*spatial)``.
+        """An image, ``(*spatial)`` or ``(*spatial, C)``, and its class indices ``(*spatial)``.
 
-        Pictures come as stored, volumes as float32 in canonical orientation.
+        Images have the type of their file; volumes are float32, in canonical orientation.
         """
         return self._kept[index] if index in self._kept else self._read(index)[:2]
 
     def preprocessing(self, standardise: bool | None = None) -> dict[str, Any]:
-        """What a model that is trained on these images does to any image, as
-        `SegmentationModel.set_preprocessing` takes it.
+        """The preprocessing of a model trained on these images, as arguments for
+        `SegmentationModel.set_preprocessing`.
 
         Args:
-            standardise: each image by its own mean and standard deviation, rather than by those of
-                all. Default: volumes are, for the numbers of an MRI scan have no unit; those of CT
-                have.
+            standardise: scale each image by its own mean and standard deviation instead of by those
+                of all images. Default: only volumes, because the values of MRI scans have no unit;
+                use ``False`` for CT, whose values have one.
         """
         standardise = self.dims == 3 if standardise is None else standardise
         zeros = [0.0] * self.in_channels
@@ -88,21 +90,22 @@ class LabelledImages:
                 "spacing": self.spacing}
 
     def class_indices(self, label: np.ndarray, pair: Pair) -> np.ndarray:
-        """A label as it was read, as class indices.
+        """Converts a label as it was read to class indices.
 
         Args:
             label: ``(*spatial)``, whole numbers.
             pair: its files, for messages.
 
         Raises:
-            ValueError: a value that is no class.
+            ValueError: a value is not a class.
         """
         if self.binary:
             return (label > 0).astype(np.uint8)
         largest = max(self.classes - 1, 1)
         if label.min() < 0 or label.max() > largest:
-            hint = "; for instance numbers or 0/255, say binary" if self.classes == 1 else ""
-            raise ValueError(f"the label {pair.label} (of {pair.image}) holds values from "
+            hint = "; for instance numbers or 0/255 use binary=True (--binary)" \
+                if self.classes == 1 else ""
+            raise ValueError(f"the label {pair.label} (of {pair.image}) has values from "
                              f"{label.min()} to {label.max()}; with classes={self.classes} they "
                              f"must be from 0 to {largest}{hint}")
         return label.astype(np.uint8 if largest < 256 else np.int32)
@@ -116,7 +119,8 @@ class LabelledImages:
         return image, self.class_indices(label, pair), spacing
 
     def _admit(self, index: int) -> float:
-        """Check a pair, keep it if there is room, measure it; its fraction of foreground."""
+        """Checks and measures a pair, keeps it if there is room; returns its foreground fraction.
+        """
         image, target, spacing = self._read(index)
         self.shapes.append(target.shape)
         self.spacings.append(spacing)
@@ -130,16 +134,16 @@ class LabelledImages:
         counts = [len(each.mean) for each in self.moments]
         if self.dims == 3 and len(set(counts)) > 1:
             other = next(n for n, count in enumerate(counts) if count != counts[0])
-            raise ValueError(f"{self.pairs[0].image} has {counts[0]} channels, "
-                             f"{self.pairs[other].image} {counts[other]}")
+            raise ValueError(f"volumes must have the same channels, but {self.pairs[0].image} has "
+                             f"{counts[0]} and {self.pairs[other].image} has {counts[other]}")
         return max(counts)
 
 
 def check_spacing(spacing: Sequence[float]) -> list[float]:
-    """Three lengths in mm.
+    """The spacing as a list, if it is three lengths in mm.
 
     Raises:
-        ValueError: they are not.
+        ValueError: it is not.
     """
     if len(spacing) != 3 or not all(0 < length < math.inf for length in spacing):
         raise ValueError(f"spacing needs three lengths in mm, along D, H and W, got {spacing}")
@@ -147,6 +151,7 @@ def check_spacing(spacing: Sequence[float]) -> list[float]:
 
 
 def _together(moments: list[Moments], channels: int, pixels: list[float]) -> Moments:
-    """Over all images, weighted by their pixels; a grey image counts for every channel."""
+    """The moments over all images, weighted by their pixels; a grey image counts for each channel.
+    """
     return Moments(*(np.average([np.broadcast_to(each, channels) for each in kind], 0, pixels)
                      for kind in zip(*moments)))

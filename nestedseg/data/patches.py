@@ -1,4 +1,4 @@
-"""Random, lightly augmented patches whose content depends on the seed and their number alone."""
+"""Random, lightly augmented patches whose content depends only on the seed and their number."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ from torch.utils.data import Dataset, Sampler
 
 from nestedseg.data.labelled import LabelledImages
 
-FOREGROUND = {2: 0.0, 3: 1 / 3}  # pictures are mostly full of it; a third is nnU-Net's
+FOREGROUND = {2: 0.0, 3: 1 / 3}  # images mostly have enough of it; 1/3 is nnU-Net's
 CONTRAST = (0.8, 1.25)
 BRIGHTNESS = (-0.25, 0.25)  # in standard deviations of the prepared image
 
 
 class Patches(Dataset[tuple[Tensor, Tensor]]):
-    """An endless stream of patches, counted from 0: patch ``k`` depends on ``(seed, k)`` alone.
+    """An endless stream of patches, counted from 0: patch ``k`` depends only on ``(seed, k)``.
 
-    So nothing about it changes with the number of workers or processes, or when training is
+    So the patches are the same for any number of workers or processes, and when training is
     interrupted and resumed. An epoch is a stretch of the stream, see `EpochSampler`. Large images
-    come up more often: once for every patch that tiles them.
+    come up more often: in proportion to the number of patches that tile them.
 
     Args:
-        images: where patches are cut from.
+        images: the images that patches are cut from.
         size: of a patch in pixels along each axis, or one number for all.
-        prepare: ``prepare(raw, moments=moments)``, a raw ``(*spatial)`` or ``(*spatial, C)`` part
-            of an image, and the moments of the whole, to a normalised tensor ``(1, C, *spatial)``.
-        seed: of positions and augmentation (mirroring, turns, brightness, contrast).
-        foreground: the fraction of patches that are centred on a pixel of the foreground, as far
-            as the border lets them; the others lie anywhere. Default: 0 in pictures, 1/3 in
-            volumes.
-        mirror: also mirrored and turned by quarters, where pixels are as long as they are wide.
-        std: of a prepared image, the unit in which its brightness is changed.
-        reflect: an image smaller than the patch is reflected at its border; else its patches are as
-            small as it is.
+        prepare: ``prepare(raw, moments=moments)`` normalises a raw part of an image, ``(*spatial)``
+            or ``(*spatial, C)``, with the moments of the whole image, to ``(1, C, *spatial)``.
+        seed: of positions and augmentation (mirroring, rotations, brightness, contrast).
+        foreground: the fraction of patches centred on a random pixel of the foreground, as far as
+            the border allows; other patches lie anywhere. Default: 0 for images, 1/3 for volumes.
+        mirror: whether patches are mirrored and, where pixels are square, rotated by 90 degrees.
+        std: standard deviation of prepared images, the unit in which brightness is changed.
+        reflect: extend an image that is smaller than the patch by reflection; otherwise its patches
+            are as small as the image.
     """
 
     def __init__(self, images: LabelledImages, size: int | Sequence[int],
@@ -46,20 +45,21 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         self.std, self.reflect = std, reflect
         self.size = (size,) * images.dims if isinstance(size, int) else tuple(size)
         if len(self.size) != images.dims:
-            raise ValueError(f"a patch of these images has {images.dims} axes, got {self.size}")
+            raise ValueError(f"size must have {images.dims} numbers for these images, or be one "
+                             f"number, got {self.size}")
         self.foreground = FOREGROUND[images.dims] if foreground is None else foreground
         tiles = [np.prod([-(-length // side) for length, side in zip(shape, self.size)])
                  for shape in images.shapes]
-        # Shuffled once, so that an epoch of fewer patches than this sees images from everywhere.
+        # Shuffled once, so that also a short epoch has patches from all over the images.
         self._image_of = np.random.default_rng(seed).permutation(
             np.repeat(np.arange(len(images)), tiles))
 
     def __len__(self) -> int:
-        """How many patches tile all images: the length of an epoch, before it is rounded up."""
+        """How many patches tile all images: the length of an epoch, before rounding up."""
         return len(self._image_of)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        """Patch ``(C, *size)``, normalised, and its class indices ``(*size)``, int64."""
+        """A patch ``(C, *size)``, normalised, and its class indices ``(*size)``, int64."""
         rng = np.random.default_rng([self.seed, number])
         index = self._image_of[number % len(self)]
         image, target = self._crop(*self.images[index], rng)
@@ -86,8 +86,10 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         return image[window], target[window]
 
     def _around_foreground(self, target: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
-        """The corner of a patch around a random pixel of the foreground, for some of the patches;
-        it may lie outside of the image."""
+        """The corner of a patch around a random foreground pixel, perhaps outside of the image.
+
+        ``None`` = the patch lies anywhere: by chance, or because there is no foreground.
+        """
         if not self.foreground or rng.random() >= self.foreground:
             return None
         pixels = np.flatnonzero(target)
@@ -98,7 +100,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
 
 
 class EpochSampler(Sampler[int]):
-    """The numbers of an epoch's patches, shuffled by ``(seed, epoch)``.
+    """A sampler of the numbers of an epoch's patches, shuffled by ``(seed, epoch)``.
 
     Args:
         length: patches in an epoch.
@@ -109,7 +111,7 @@ class EpochSampler(Sampler[int]):
         self.length, self.seed, self.epoch = length, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, counted from 0, that the next pass over the sampler gives."""
+        """Chooses the epoch, counted from 0, for the next pass over the sampler."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -122,13 +124,13 @@ class EpochSampler(Sampler[int]):
 
 def _mirror(patch: Tensor, labels: Tensor, spacing: Sequence[float],
             rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """One of the symmetries of the box, the same for both: eight for a square.
+    """Applies a random symmetry to patch and labels: one of eight for a square patch.
 
-    Axes change places only where pixels and patch are of one length along them.
+    Two axes are only swapped if both the pixels and the patch have the same length along them.
     """
     flips = [axis - labels.ndim for axis in range(labels.ndim) if rng.integers(2)]
     order = list(range(-labels.ndim, 0))
-    for axis in range(1, labels.ndim):  # Fisher and Yates, within axes that are alike
+    for axis in range(1, labels.ndim):  # Fisher-Yates shuffle, among axes of the same length
         alike = [other for other in range(axis + 1) if labels.shape[other] == labels.shape[axis]
                  and math.isclose(spacing[other], spacing[axis], rel_tol=0.01)]
         other = alike[rng.integers(len(alike))]

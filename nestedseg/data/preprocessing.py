@@ -1,4 +1,4 @@
-"""An image or volume as it comes from a file -> the tensor that a model takes."""
+"""`preprocess`: turns an image or volume as read from a file into the tensor that a model takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Preprocessed(Protocol):
-    """A model that says what its images must be: a `SegmentationModel` or a detector."""
+    """What `preprocess` needs of a model; a `SegmentationModel` and a detector have it."""
 
     @property
     def config(self) -> dict[str, Any]: ...
@@ -21,37 +21,49 @@ class Preprocessed(Protocol):
 
 
 class Moments(NamedTuple):
-    """Mean and mean square of each channel over all pixels of an image."""
+    """The mean and the mean square of each channel, over all pixels of an image."""
 
     mean: np.ndarray
     mean_square: np.ndarray
 
     @property
     def std(self) -> np.ndarray:
-        """Standard deviation; 1 where all pixels are the same."""
+        """The standard deviation of each channel; 1 if all pixels are the same."""
         variance = np.clip(self.mean_square - self.mean**2, 0, None)
         return np.where(variance > 0, np.sqrt(variance), 1)
 
 
 def preprocess(image: np.ndarray, model: Preprocessed, moments: Moments | None = None) -> Tensor:
-    """A float32 batch of one, ``(1, C, *spatial)``, scaled and normalised as the model expects.
+    """Scales and normalises an image as the model expects; a float32 batch ``(1, C, *spatial)``.
 
-    Integers of a picture are divided by the largest value of their type (255, 65535), so they lie
-    in [0, 1], where floats are taken to lie; voxels of a volume are taken as they are. Then
-    ``model.preprocessing`` applies: where it says ``standardise``, the image less its own mean,
-    over its own standard deviation; then ``input_range``, ``mean`` and ``std``. The size is left as
-    it is.
+    Integers of an image are divided by the largest value of their type (255 or 65535), which gives
+    values in [0, 1]; floats are assumed to be in [0, 1] already. Voxels of a volume are taken as
+    they are. Then ``model.preprocessing`` is applied: with ``standardise``, the image's own mean is
+    subtracted, and the result divided by its own standard deviation; then follow ``input_range``,
+    ``mean`` and ``std``. The size does not change.
 
     Args:
-        image: ``(H, W)``, ``(D, H, W)``, or such with channels last; uint8, uint16, bool or float,
-            a volume also of other integers. One channel is repeated where the model takes several.
-        model: the model whose preprocessing applies. A detector takes such images one by one, and
-            normalises them itself.
-        moments: of the whole that the image is a part of, for ``standardise``; default: its own.
+        image: ``(H, W)`` or ``(D, H, W)``, or with channels last; uint8, uint16, bool or float, for
+            a volume also other integers. A single channel is repeated if the model takes several.
+        model: the model whose preprocessing is applied. A detector takes the images of the batch
+            one by one, and normalises them itself.
+        moments: for ``standardise``, if the image is a part of a larger one: those of the whole.
+            Default: the image's own.
 
     Raises:
         ValueError: wrong number of axes or channels.
-        TypeError: another type of number.
+        TypeError: an unsupported dtype.
+
+    Examples:
+        >>> import numpy as np
+        >>> import nestedseg
+        >>> model = nestedseg.create("unetpp", "resnet18")
+        >>> image = np.full((100, 75, 3), 255, np.uint8)
+        >>> x = nestedseg.preprocess(image, model)
+        >>> x.shape, x.dtype
+        (torch.Size([1, 3, 100, 75]), torch.float32)
+        >>> x[0, :, 0, 0]  # white, less ImageNet's mean, over its standard deviation
+        tensor([2.2489, 2.4286, 2.6400])
     """
     dims, channels = model.config.get("dims", 2), len(model.preprocessing["mean"])
     image = image[..., None] if image.ndim == dims else image
@@ -66,23 +78,24 @@ def preprocess(image: np.ndarray, model: Preprocessed, moments: Moments | None =
 
 
 def to_float(image: np.ndarray) -> np.ndarray:
-    """``(*spatial, C)`` as float32; integers of pictures as `to_unit` scales them."""
-    if image.ndim == 4 and image.dtype.kind in "iu":  # Hounsfield units, say
+    """``(*spatial, C)`` as float32; integers of an image, not a volume, are scaled to [0, 1]."""
+    if image.ndim == 4 and image.dtype.kind in "iu":  # for example Hounsfield units
         return image.astype(np.float32)
     return to_unit(image)
 
 
 def to_unit(image: np.ndarray) -> np.ndarray:
-    """The image as float32; integers divided by the largest value of their type."""
+    """An image as float32; integers are divided by the largest value of their type."""
     if image.dtype in (np.uint8, np.uint16):
         return image.astype(np.float32) / np.iinfo(image.dtype).max
     if image.dtype == bool or np.issubdtype(image.dtype, np.floating):
         return image.astype(np.float32)
-    raise TypeError(f"expected an image of uint8, uint16, bool or float, got {image.dtype}")
+    raise TypeError(f"unsupported dtype {image.dtype} of an image; supported: uint8, uint16, bool "
+                    "and floats")
 
 
 def measure(blocks: Iterable[np.ndarray]) -> Moments:
-    """The moments of an image ``(*spatial, C)`` that comes in blocks along its first axis."""
+    """The moments of an image ``(*spatial, C)``, given in blocks along its first axis."""
     count = 0
     total = squares = np.zeros(1)
     for block in blocks:
@@ -94,12 +107,12 @@ def measure(blocks: Iterable[np.ndarray]) -> Moments:
 
 
 def standardise(values: np.ndarray, moments: Moments) -> np.ndarray:
-    """``(*spatial, C)`` with mean 0 and standard deviation 1 in each channel of the whole."""
+    """Values ``(*spatial, C)`` minus the mean, divided by the standard deviation, per channel."""
     return ((values - moments.mean) / moments.std).astype(np.float32)
 
 
 def normalise(x: Tensor, preprocessing: dict[str, Any]) -> Tensor:
-    """``(..., C, *spatial)`` in [0, 1] -> the input range, minus mean, over std, per channel."""
+    """Maps ``(C, *spatial)`` from [0, 1] to the input range, minus mean, divided by std."""
     low, high = preprocessing["input_range"]
     shape = (-1,) + (1,) * (x.dim() - 1)
     mean, std = (torch.tensor(preprocessing[key]).reshape(shape) for key in ("mean", "std"))

@@ -1,7 +1,7 @@
-"""Fluorescence-like pictures of cell nuclei, with their exact labels, made from a seed.
+"""Synthetic fluorescence images of cell nuclei with exact labels, made from a seed.
 
-They carry what makes real ones hard: uneven light, out-of-focus haze, blur, shot and read noise,
-bright and faint nuclei side by side, sizes that differ several times, nuclei that touch.
+They have what makes real images hard: uneven light, out-of-focus haze, blur, shot noise and read
+noise, bright beside faint nuclei, large beside small nuclei, and nuclei that touch.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import numpy as np
 from nestedseg.base.extras import require
 
 RADIUS = (4.0, 13.0)  # pixels
-AREA_PER_NUCLEUS = 800  # pixels of picture: nuclei then cover a quarter to a third of it
-TOUCHING = 0.35  # the part of the nuclei that are placed beside another
-ATTEMPTS = 20  # places tried for one nucleus before it is left out of a crowded picture
+AREA_PER_NUCLEUS = 800  # pixels of the image: nuclei then cover a quarter to a third of it
+TOUCHING = 0.35  # the fraction of nuclei that are placed beside another
+ATTEMPTS = 20  # places tried for a nucleus before it is left out of a crowded image
 
 
 def synthetic_nuclei(n: int, size: int = 256, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Make ``n`` pictures of nuclei. The same seed gives the same pictures.
+    """Makes ``n`` images of nuclei with labels. The same seed gives the same images.
 
     Args:
-        n: number of pictures.
+        n: number of images.
         size: height and width in pixels, at least 32.
-        seed: picture ``i`` depends on ``(seed, i)`` alone, not on ``n``.
+        seed: image ``i`` depends only on ``(seed, i)``, not on ``n``.
 
     Returns:
         Images ``(n, size, size)`` uint8 and labels ``(n, size, size)`` uint16, where 0 is
@@ -70,7 +70,7 @@ def _beside(placed: list[tuple[np.ndarray, float]], radius: float,
 
 
 def _nucleus(size: int, centre: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
-    """A bean: an ellipse whose outline is bent by two low harmonics. Boolean, (size, size)."""
+    """The mask of one nucleus, boolean ``(size, size)``: an ellipse bent by two low harmonics."""
     cv2 = require("cv2")
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     bend = sum(rng.uniform(0, 0.09) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))

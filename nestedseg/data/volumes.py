@@ -1,9 +1,9 @@
-"""Volumes, the files with three axes in space: NIfTI and ``.npy``, read in part, written in part.
+"""Reads and writes volumes, which have three spatial axes, in parts: NIfTI and ``.npy`` files.
 
-In memory the axes of a NIfTI volume are D, H, W = feet to head, back to front, left to right
-(nibabel's closest canonical orientation, slowest axis first), however its file has them; what is
-written lies as the source does. The axes of an array in ``.npy`` are taken as they are, its voxels
-as cubes of 1 mm.
+Whatever the order of axes in a NIfTI file, in memory they are D, H, W = feet to head, back to
+front, left to right (nibabel's closest canonical orientation, slowest axis first). A mask is
+written with the axes of the file of its volume. The axes of an ``.npy`` array are taken as they
+are, and its voxels as cubes of 1 mm.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from nestedseg.base.extras import require
 from nestedseg.data.files import Pair, split_name
 
 MAX_VOXELS = 2 ** 31  # of a resampled volume
-DEFLATE = 1032  # no gzip file unpacks to more than so many times its size
+DEFLATE = 1032  # a gzip file unpacks to at most this many times its size
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A volume file, opened. Voxels are read when they are asked for: ``volume[10:20]``.
+    """An opened volume file. Voxels are read on access: ``volume[10:20]``.
 
     Args:
         path: of the file.
-        stored: ``(D, H, W)`` or ``(D, H, W, C)`` as stored; of ``.nii`` and ``.npy`` a view of the
-            file, of ``.nii.gz`` unpacked.
-        spacing: of its voxels along D, H, W in mm.
-        scale: slope and intercept from what is stored to what is meant.
+        stored: the stored values, ``(D, H, W)`` or ``(D, H, W, C)``: a view of a ``.nii`` or
+            ``.npy`` file; for ``.nii.gz`` unpacked in memory.
+        spacing: size of a voxel along D, H, W in mm.
+        scale: slope and intercept that turn stored values into real ones.
         source: nibabel's image; ``None`` for ``.npy``.
     """
 
@@ -49,32 +49,32 @@ class Volume:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """``(D, H, W)``."""
+        """The number of voxels along each axis, ``(D, H, W)``."""
         return self.stored.shape[:3]
 
     @property
     def affine(self) -> np.ndarray | None:
-        """From indices in the file to mm, 4 x 4; ``None`` for ``.npy``."""
+        """The 4 x 4 matrix from voxel indices in the file to mm; ``None`` for ``.npy``."""
         return None if self.source is None else self.source.affine
 
     def __getitem__(self, planes: slice) -> np.ndarray:
-        """Some planes along D, float32.
+        """Reads some planes along D, as float32.
 
         Raises:
-            ValueError: NaN or infinite voxels.
+            ValueError: there are NaN or infinite voxels.
         """
         slope, intercept = self.scale
         values = self.stored[planes].astype(np.float32)
         values = values if self.scale == (1, 0) else values * slope + intercept
         if not np.isfinite(values).all():
-            raise ValueError(f"{self.path} holds NaN or infinite voxels")
+            raise ValueError(f"{self.path} has NaN or infinite voxels; replace them")
         return np.ascontiguousarray(values, np.float32)
 
     def class_indices(self) -> np.ndarray:
-        """All voxels of a label, ``(D, H, W)``, as whole numbers.
+        """Reads all voxels of a label, ``(D, H, W)``, as whole numbers.
 
         Raises:
-            ValueError: several channels, or fractions.
+            ValueError: there are several channels, or fractions.
         """
         if self.stored.ndim != 3:
             raise ValueError(f"the label {self.path} has {self.stored.shape[3]} channels; expected "
@@ -84,12 +84,12 @@ class Volume:
         values = self[:]
         whole = values.astype(np.int64)
         if (whole != values).any():
-            raise ValueError(f"the label {self.path} holds fractions; expected one whole number "
-                             "per voxel")
+            raise ValueError(f"the label {self.path} has fractions; expected one whole number per "
+                             "voxel")
         return whole
 
     def shape_at(self, spacing: Sequence[float]) -> tuple[int, ...]:
-        """Its shape if its voxels were of another size.
+        """The shape that the volume has when it is resampled to another spacing.
 
         Args:
             spacing: along D, H, W in mm.
@@ -100,19 +100,20 @@ class Volume:
         shape = tuple(max(1, round(length * own / wanted)) for length, own, wanted
                       in zip(self.shape, self.spacing, spacing, strict=True))
         if np.prod(shape, dtype=float) > MAX_VOXELS:
-            raise ValueError(f"{self.path}, {self.shape} voxels of {self.spacing} mm, would have "
-                             f"{shape} at a spacing of {tuple(spacing)} mm")
+            raise ValueError(f"{self.path} has {self.shape} voxels of {self.spacing} mm; at a "
+                             f"spacing of {tuple(spacing)} mm it would have {shape}, more than the "
+                             f"{MAX_VOXELS} allowed; use a larger spacing")
         return shape
 
 
 def open_volume(path: str | Path) -> Volume:
-    """Open a NIfTI or ``.npy`` file.
+    """Opens a NIfTI or ``.npy`` file.
 
     Args:
         path: ends in ``.nii``, ``.nii.gz`` or ``.npy``.
 
     Raises:
-        ValueError: the file is missing, damaged, or holds no volume.
+        ValueError: the file is missing or damaged, or does not contain a volume.
     """
     path = Path(path)
     try:
@@ -122,7 +123,8 @@ def open_volume(path: str | Path) -> Volume:
     except Exception as error:  # nibabel, NumPy and gzip raise many kinds for a damaged file
         raise ValueError(f"cannot read the volume {path}: {error}") from error
     if volume.stored.dtype.kind not in "buif":
-        raise ValueError(f"{path} holds {volume.stored.dtype}; expected one number per voxel")
+        raise ValueError(f"unsupported dtype {volume.stored.dtype} of {path}; expected one number "
+                         "per voxel")
     return volume
 
 
@@ -134,12 +136,13 @@ def _open_nifti(path: Path) -> Volume:
     source = require("nibabel", "medical").load(path)
     data = source.dataobj
     size, most = np.prod(data.shape, dtype=float) * data.dtype.itemsize, path.stat().st_size
-    if size > most * (DEFLATE if path.suffix.lower() == ".gz" else 1):  # before memory is taken
-        raise ValueError(f"its header says {size:.0f} bytes of voxels, the file has {most}")
+    if size > most * (DEFLATE if path.suffix.lower() == ".gz" else 1):  # before memory is allocated
+        raise ValueError(f"its header says {size:.0f} bytes of voxels, but the file has only "
+                         f"{most} bytes")
     if not np.isfinite(source.affine).all() or not np.linalg.det(source.affine[:3, :3]):
-        raise ValueError(f"its affine {source.affine.tolist()} has no inverse")
+        raise ValueError(f"its affine is not invertible: {source.affine.tolist()}")
     stored = data.get_unscaled()
-    if stored.ndim == 4 and stored.shape[3] == 1:  # one moment of a series
+    if stored.ndim == 4 and stored.shape[3] == 1:  # a time series of length 1
         stored = stored[..., 0]
     stored = _canonical(_checked_axes(stored), source.affine)
     return Volume(path, stored, _spacing(source.affine), (data.slope, data.inter), source)
@@ -147,13 +150,13 @@ def _open_nifti(path: Path) -> Volume:
 
 def _checked_axes(stored: np.ndarray) -> np.ndarray:
     if stored.ndim not in (3, 4) or 0 in stored.shape:
-        raise ValueError(f"its shape is {stored.shape}; expected three axes, or a fourth for the "
-                         "channels")
+        raise ValueError(f"its shape is {stored.shape}; expected three axes, or four with the "
+                         "channels last, all of length 1 or more")
     return stored
 
 
 def _canonical(stored: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """A view ``(D, H, W)`` or ``(D, H, W, C)`` of an array in the axes of its file."""
+    """A view ``(D, H, W)`` or ``(D, H, W, C)`` of an array that has the axes of its file."""
     turn = require("nibabel.orientations", "medical")
     turned = turn.apply_orientation(stored, turn.io_orientation(affine))
     return turned.transpose(2, 1, 0, *range(3, turned.ndim))
@@ -170,15 +173,19 @@ def _spacing(affine: np.ndarray) -> tuple[float, ...]:
 
 def read_volume_pair(pair: Pair, spacing: Sequence[float] | None = None
               ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
-    """An image ``(D, H, W)`` or ``(D, H, W, C)``, float32, its label ``(D, H, W)``, the spacing.
+    """Reads a volume and its label; returns both with the spacing of their voxels.
 
     Args:
         pair: the files.
-        spacing: along D, H, W in mm, that both are resampled to; default: their own.
+        spacing: along D, H, W in mm, to which both are resampled; default: they are not.
+
+    Returns:
+        The image, ``(D, H, W)`` or ``(D, H, W, C)``, float32; the label, ``(D, H, W)``; the spacing
+        along D, H, W in mm.
 
     Raises:
-        ValueError: a file that cannot be read, NaN or infinite voxels, or a label of another shape
-            or affine than its image.
+        ValueError: a file cannot be read, the image has NaN or infinite voxels, or the label has
+            another shape or affine than the image.
     """
     image, label = open_volume(pair.image), open_volume(pair.label)
     _check_grids(image, label)
@@ -193,14 +200,14 @@ def read_volume_pair(pair: Pair, spacing: Sequence[float] | None = None
 def _check_grids(image: Volume, label: Volume) -> None:
     if (image.source is None) != (label.source is None):
         raise ValueError(f"{image.path} and its label {label.path} must both be NIfTI or both "
-                         ".npy, or nothing says that their axes are the same")
+                         ".npy; otherwise their axes may differ")
     if image.shape != label.shape:
-        raise ValueError(f"{image.path} is {_by(image.shape)} voxels, its label {label.path} "
-                         f"{_by(label.shape)}")
-    ours, theirs = image.affine, label.affine
-    if ours is not None and theirs is not None and not np.allclose(ours, theirs, atol=1e-3):
-        raise ValueError(f"{image.path} and its label {label.path} lie elsewhere: their affines "
-                         f"{ours.tolist()} and {theirs.tolist()} differ")
+        raise ValueError(f"{image.path} is {_by(image.shape)} voxels, but its label {label.path} "
+                         f"is {_by(label.shape)}")
+    first, second = image.affine, label.affine
+    if first is not None and second is not None and not np.allclose(first, second, atol=1e-3):
+        raise ValueError(f"{image.path} and its label {label.path} are at different places: their "
+                         f"affines {first.tolist()} and {second.tolist()} differ")
 
 
 def _by(shape: Sequence[int]) -> str:
@@ -208,14 +215,14 @@ def _by(shape: Sequence[int]) -> str:
 
 
 def resize(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Linear interpolation of ``(D, H, W)`` or ``(D, H, W, C)`` over the same extent in space."""
+    """Resamples ``(D, H, W)`` or ``(D, H, W, C)`` to another shape, by linear interpolation."""
     channels = torch.from_numpy(values.reshape(*values.shape[:3], -1)).movedim(-1, 0)
     resized = F.interpolate(channels[None], tuple(shape), mode="trilinear")[0]
     return resized.movedim(0, -1).reshape(*shape, *values.shape[3:]).numpy()
 
 
 def resize_label(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """The nearest voxel's class, over the same extent in space."""
+    """Resamples a label to another shape, with the class of the nearest voxel."""
     nearest = [((np.arange(new) + 0.5) * old / new).astype(int)
                for old, new in zip(label.shape, shape)]
     return label[np.ix_(*nearest)]
@@ -226,23 +233,24 @@ def resize_label(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 @contextmanager
 def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
-    """An array ``(D, H, W)`` of uint8 to fill; then it is a file on the grid of another volume.
+    """A context with an array ``(D, H, W)`` of uint8 to fill, which becomes the file of a mask.
 
-    The array is a view of the disk, so that it may be larger than memory. The file has the header
-    and affine of ``like``, and appears when it is complete.
+    The array is a view of a file on disk, so it may be larger than memory. The file has the grid,
+    header and affine of ``like``. It appears at ``path`` when it is complete.
 
     Args:
-        path: ``.nii`` or ``.nii.gz``, or ``.npy`` where ``like`` is that.
+        path: ``.nii`` or ``.nii.gz``; if ``like`` is an ``.npy`` file, ``.npy``.
         like: the volume that was segmented.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: ``path`` has another suffix.
     """
     path = Path(path)
     name, suffix = split_name(path)
     allowed = (".npy",) if like.source is None else (".nii", ".nii.gz")
     if suffix.lower() not in allowed:
-        raise ValueError(f"the mask of {like.path} must be {' or '.join(allowed)}, got {path}")
+        raise ValueError(f"the mask of {like.path} must be a {' or '.join(allowed)} file, got "
+                         f"{path}")
     draft = path.with_name(f".{name}.{os.getpid()}{'.npy' if like.source is None else '.nii'}")
     packed = draft.with_suffix(".gz")
     try:
@@ -261,12 +269,12 @@ def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
 
 
 def _create_file(path: Path, like: Volume) -> np.memmap:
-    """An empty mask on disk, in the axes of the file of ``like``."""
+    """Makes an empty mask on disk, with the axes of the file of ``like``."""
     if like.source is None:
         return np.lib.format.open_memmap(path, "w+", np.uint8, like.shape)
     header = like.source.header.copy()
     header.set_data_dtype(np.uint8)
-    header["cal_min"] = header["cal_max"] = 0  # the grey values that viewers show
+    header["cal_min"] = header["cal_max"] = 0  # the display range, which viewers then choose
     shape = like.source.shape[:3]
     empty = type(like.source)(np.broadcast_to(np.uint8(0), shape), like.affine, header)
     empty.to_filename(path)
@@ -275,7 +283,7 @@ def _create_file(path: Path, like: Volume) -> np.memmap:
 
 
 def _pack(source: Path, target: Path) -> None:
-    # no time in the header: the same voxels give the same file
+    # without a time in the header, so that the same voxels give the same file
     with source.open("rb") as raw, target.open("wb") as file, \
             gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0) as packed:
         shutil.copyfileobj(raw, packed, 2 ** 20)

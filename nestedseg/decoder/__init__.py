@@ -1,1 +1,1 @@
-"""The decoder: a graph compiled to modules, and how its nodes are computed."""
+"""The decoder: a graph compiled to modules, and fast ways of computing its nodes."""

@@ -1,7 +1,8 @@
-"""The blocks H that a node, or a level of the plain encoder, is computed by; by name in `BLOCKS`.
+"""The blocks H of nodes and of the plain encoder's levels; `BLOCKS` has them by name.
 
 Each is ``finish(first(x))``, ``(N, in_channels, *spatial)`` -> ``(N, out_channels, *spatial)``.
-Where ``first`` is a plain 3x3 convolution, a node computes it without concatenating its inputs.
+If ``first`` is a plain 3x3 convolution, a node computes it without concatenating its inputs
+(`nestedseg.decoder.lowering`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +19,8 @@ from nestedseg.decoder.recomputation import Recomputable, remade
 
 
 class Block(Recomputable):
-    """``finish(first(x))``, of which a block says what is not so plain."""
+    """Base class of blocks: ``finish(first(x))``. A subclass defines ``first``, and ``finish`` if
+    anything follows it."""
 
     @property
     def first(self) -> nn.Module:
@@ -25,7 +28,7 @@ class Block(Recomputable):
         raise NotImplementedError
 
     def finish(self, x: Tensor) -> Tensor:
-        """All that follows the first layer."""
+        """Everything after the first layer."""
         return x
 
     def compute(self, x: Tensor) -> Tensor:
@@ -33,7 +36,7 @@ class Block(Recomputable):
 
 
 class DoubleConv(Block):
-    """H: twice (3x3 convolution, norm, activation, dropout). The paper's plain form: norm=None."""
+    """H: twice (3x3 convolution, norm, activation, dropout). The paper's has no norm: norm=None."""
 
     def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
         super().__init__()
@@ -52,14 +55,14 @@ class DoubleConv(Block):
         return self.conv1
 
     def finish(self, x: Tensor) -> Tensor:
-        """All that follows the first convolution."""
+        """Everything after the first convolution."""
         x = remade(lambda x: self.act1(self.norm1(x)), lambda x: self.conv2(self.dropout(x)), x,
                    module=self.norm1)
         return self.dropout(self.act2(self.norm2(x)))
 
 
 class SCSE(nn.Module):
-    """x (c + s): weights for the channels, and for the pixels, of a map ``(N, C, *spatial)``.
+    """scSE attention: x (c + s) with channel weights c and pixel weights s, ``(N, C, *spatial)``.
 
     Source: Roy et al., Concurrent spatial and channel squeeze & excitation, 2018, arXiv 1803.02579.
     """
@@ -78,7 +81,7 @@ class SCSE(nn.Module):
 
 
 class SCSEOut(DoubleConv):
-    """H, what it gives weighted by scSE."""
+    """H with scSE attention on its output."""
 
     def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
         super().__init__(in_channels, out_channels, style)
@@ -89,9 +92,9 @@ class SCSEOut(DoubleConv):
 
 
 class SCSEBoth(SCSEOut):
-    """H, what it takes and what it gives weighted by scSE.
+    """H with scSE attention on its input and on its output.
 
-    The weights of its inputs depend on all of them, so that these must be concatenated.
+    The attention on the input depends on all inputs of the node, so they must be concatenated.
     """
 
     def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
@@ -104,7 +107,7 @@ class SCSEBoth(SCSEOut):
 
 
 class BatchNorm(Block):
-    """A batch norm alone, for encoders whose deepest feature comes without its last one."""
+    """Only a batch norm, for encoders whose deepest feature comes without its last norm."""
 
     def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
         super().__init__()
@@ -137,7 +140,7 @@ class SingleConv(Block):
 
 
 class PlainConv(Block):
-    """A convolution with a bias, and nothing after it."""
+    """A convolution with a bias, without norm or activation."""
 
     def __init__(self, in_channels: int, out_channels: int, style: Style, kernel: int) -> None:
         super().__init__()
@@ -151,7 +154,7 @@ class PlainConv(Block):
 
 
 class Identity(Block):
-    """Nothing: the node is what its inputs add up to."""
+    """No layers: the node's output is its fused inputs, for example their sum."""
 
     def __init__(self, in_channels: int, out_channels: int, style: Style) -> None:
         super().__init__()
@@ -164,10 +167,15 @@ class Identity(Block):
 
 
 def check_same_width(block: str, in_channels: int, out_channels: int) -> None:
-    """Refuses other channels than those that a block takes, where it has no weights for that."""
+    """Checks the channels of a block that cannot change their number.
+
+    Raises:
+        ValueError: input and output channels differ.
+    """
     if in_channels != out_channels:
-        raise ValueError(f"a node of the block {block!r} gives the {in_channels} channels that it "
-                         f"takes, not {out_channels}")
+        raise ValueError(f"block {block!r} cannot change the number of channels, got {in_channels} "
+                         f"input and {out_channels} output channels; give its node 'channels': "
+                         f"{in_channels}")
 
 
 BLOCKS: dict[str, Callable[[int, int, Style], Block]] = {
@@ -175,4 +183,9 @@ BLOCKS: dict[str, Callable[[int, int, Style], Block]] = {
     "conv1x1": partial(PlainConv, kernel=1), "conv3x3": partial(PlainConv, kernel=3),
     "scse": SCSEBoth, "scse_out": SCSEOut, "batch_norm": BatchNorm,
 }
-WEIGHTLESS = ("identity",)  # those of them that have no tensors
+
+
+def without_tensors() -> set[str]:
+    """The names of the blocks that have neither parameters nor buffers."""
+    with torch.device("meta"):
+        return {name for name, make in BLOCKS.items() if not make(1, 1, Style()).state_dict()}

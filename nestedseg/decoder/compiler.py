@@ -1,4 +1,4 @@
-"""Graph + the encoder's levels -> a decoder whose forward is generated, readable code."""
+"""Compiles a graph over an encoder's levels to a decoder with generated, readable forward code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nestedseg.topology.graph import Graph, GraphError, is_encoder, position
 
 @dataclass(frozen=True)
 class Program:
-    """A generated forward, run as a method of a decoder, whose modules it calls by name."""
+    """A generated forward pass: a method of a decoder that calls its modules by name."""
 
     code: str
     forward: Callable[..., tuple[Tensor, ...]]
@@ -33,8 +33,8 @@ class Decoder(nn.Module):
 
     Args:
         graph: the topology.
-        modules: a module for each node and head, by those names.
-        strides: the stride of each node.
+        modules: the module of each node and each head, by name.
+        strides: the stride of each node along each axis.
     """
 
     def __init__(self, graph: Graph, modules: Mapping[str, nn.Module],
@@ -45,11 +45,11 @@ class Decoder(nn.Module):
         for name, module in modules.items():
             self.add_module(name, module)
         self._programs: dict[tuple[int, ...], Program] = {}
-        self.program(graph.depths)  # before torch.compile could see it being made
+        self.program(graph.depths)  # now, so that torch.compile never traces the code generation
 
     @property
     def code(self) -> str:
-        """The forward pass that was compiled from the graph, one line a node, as in Eq. 1."""
+        """The forward pass compiled from the graph, as code with one line per node, as in Eq. 1."""
         return self.program(self.graph.depths).code
 
     @property
@@ -58,11 +58,12 @@ class Decoder(nn.Module):
         return {name: self.node(name).runs for name in self.graph.nodes}
 
     def node(self, name: str) -> Any:
-        """The module of a node: a `Node`, or the form that `fuse` puts in its place."""
+        """The module of a node: a `NodeModule`, or the `FusedNode` that `fuse` replaces it by."""
         return self.get_submodule(name)
 
     def program(self, depths: tuple[int, ...]) -> Program:
-        """The compiled forward of some heads: what the others need is not computed."""
+        """The compiled forward pass for the heads at ``depths``; nodes that only other heads need
+        are not computed."""
         if depths not in self._programs:
             heads = [self.graph.head(depth) for depth in depths]
             self._programs[depths] = compile_graph(self.graph, heads, root=self)
@@ -71,7 +72,7 @@ class Decoder(nn.Module):
     def forward(self, features: Sequence[Tensor], depths: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Logits of the heads at ``depths``, each ``(N, classes, *spatial)`` at its own stride.
 
-        ``features`` are the encoder's, finest first, the graph's ``encoder_row`` being the first.
+        ``features`` are the encoder's, finest first; the first belongs to row ``encoder_row``.
         """
         features = [preferred_layout(x) for x in features[:self.graph.levels]]
         return self.program(depths).forward(self, *features)
@@ -84,7 +85,7 @@ class Decoder(nn.Module):
         return Decoder(graph, modules, {name: self.strides[name] for name in graph.nodes})
 
     def __getstate__(self) -> dict[str, object]:
-        # Generated functions cannot be pickled; a copy compiles its own.
+        # Generated functions cannot be pickled; a copy compiles them again.
         return self.__dict__ | {"_programs": {}}
 
 
@@ -94,10 +95,10 @@ def head_name(node: str) -> str:
 
 
 def compile_graph(graph: Graph, heads: Sequence[str], root: nn.Module) -> Program:
-    """The forward pass of these heads as generated code over modules named as in ``root``.
+    """Generates the forward pass of these heads, as code that calls the modules of ``root``.
 
-    Its arguments are all the encoder's features, so that every program is called alike. A head
-    follows its node at once, so that the node is freed after its last reader.
+    It takes all features of the encoder, needed or not, so that all programs are called in the same
+    way. A head is called right after its node, so that the node's map can be freed early.
     """
     needed = graph.ancestors(heads)
     program = fx.Graph()
@@ -123,16 +124,19 @@ def _call(program: fx.Graph, target: str, args: tuple[fx.Node, ...]) -> fx.Node:
 def build_decoder(graph: Graph, encoder_levels: Sequence[Level], classes: int | None,
                   channels: Sequence[int], style: Style, block: str = "double_conv",
                   head_kernel: int = 1) -> Decoder:
-    """Infers every node's shape from its inputs', then builds the modules.
+    """Infers the shape of every node, then builds the modules of nodes and heads.
 
     Args:
+        graph: the topology.
         encoder_levels: channels and strides of the encoder's features, finest first.
-        classes: channels of the logits; ``None`` = heads give the features themselves.
+        classes: channels of the logits; ``None`` = heads return the features themselves.
         channels: default width of the nodes of each row, finest first.
+        style: the options that all blocks share.
+        block: the block of nodes that do not name one.
         head_kernel: side of the heads' convolutions, odd.
 
     Raises:
-        GraphError: a level or width that is missing, or an unknown block.
+        GraphError: an encoder level or a width is missing, or a block is unknown.
     """
     shapes = infer_levels(graph, encoder_levels, channels)
     modules: dict[str, nn.Module] = {}
@@ -152,7 +156,7 @@ def infer_levels(graph: Graph, encoder_levels: Sequence[Level],
     """Channels and stride of every node, encoder nodes included.
 
     Raises:
-        GraphError: a level or width that is missing, or an unknown block.
+        GraphError: an encoder level or a width is missing, or a block is unknown.
     """
     for node in graph.nodes.values():
         if node.block is not None and node.block not in BLOCKS:
@@ -179,19 +183,22 @@ def _width(graph: Graph, name: str, channels: Sequence[int]) -> int:
     row = position(name)[0]
     width = graph.nodes[name].channels or (channels[row] if row < len(channels) else None)
     if width is None:
-        raise GraphError(f"topology {graph.name!r}, node {name!r}: decoder_channels has "
-                         f"{len(channels)} values, {tuple(channels)}, so none for row {row}")
+        rows = 1 + max(node.row for node in graph.nodes.values() if node.channels is None)
+        raise GraphError(f"topology {graph.name!r}, node {name!r}: decoder_channels needs {rows} "
+                         f"values, one for each row up to row {rows - 1}, got {len(channels)}: "
+                         f"{tuple(channels)}")
     return width
 
 
 def _row_stride(graph: Graph, row: int, encoder_levels: Sequence[Level]) -> tuple[int, ...]:
-    """The encoder's stride on its own rows; beyond them each row is half or double the next."""
+    """The stride of a row: the encoder's; above and below its rows it halves or doubles per row."""
     level = row - graph.encoder_row
     if level < 0:
         finest = encoder_levels[0].stride
         if max(finest) % 2 ** -level:
-            raise GraphError(f"topology {graph.name!r}: row {row} lies {-level} above the "
-                             f"encoder's finest stride {max(finest)}, finer than the input itself")
+            raise GraphError(f"topology {graph.name!r}: row {row} is {-level} above the encoder's "
+                             f"finest row, whose stride is {max(finest)}: it would be finer than "
+                             "the image; use a smaller encoder_row")
         return tuple(max(1, stride // 2 ** -level) for stride in finest)
     beyond = max(0, level - len(encoder_levels) + 1)
     return tuple(stride * 2 ** beyond for stride in encoder_levels[level - beyond].stride)

@@ -17,10 +17,11 @@ from nestedseg.decoder.layers import (
 
 
 class Edge(nn.Module):
-    """Brings one input of a node to the node's resolution, and to its width where asked.
+    """Brings one input of a node to the node's resolution, and to another width where needed.
 
-    Deeper inputs are up-sampled, shallower ones max-pooled, the others pass. Parameters exist only
-    where needed: ``up`` for transposed convolutions, ``project`` (1x1) for other widths in a sum.
+    Inputs from deeper rows are up-sampled, inputs from shallower rows max-pooled, inputs from the
+    same row passed on. There are parameters only where needed: ``up`` is a transposed convolution,
+    ``project`` a 1x1 convolution that changes the width, for a sum or for ``up_channels``.
     """
 
     def __init__(self, source: Level, target: Level, style: Style, project: bool,
@@ -46,21 +47,21 @@ class Edge(nn.Module):
 
     @property
     def composes(self) -> bool:
-        """Whether it is nearest up-sampling and nothing else."""
+        """Whether the edge is only nearest up-sampling, which a kernel can be composed with."""
         return self.rises and self.mode == "nearest" and not hasattr(self, "project")
 
     @property
     def transposes(self) -> bool:
-        """Whether it is a transposed convolution."""
+        """Whether the edge is a transposed convolution."""
         return hasattr(self, "up")
 
     def drop_weights(self) -> None:
-        """Removes what a composed kernel does in its place."""
+        """Removes the weights that a composed kernel has taken over."""
         if self.transposes:
             del self.up
 
     def forward(self, x: Tensor) -> Tensor:
-        if hasattr(self, "project"):  # before up-sampling, with which it commutes: fewer pixels
+        if hasattr(self, "project"):  # before up-sampling: the same result from fewer pixels
             x = self.project(x)
         if self.transposes:
             return self.up(x)

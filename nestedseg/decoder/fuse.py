@@ -1,4 +1,8 @@
-"""The inference-only form: batch norms folded into convolutions, composed kernels computed once."""
+"""The inference-only form of a model: batch norms folded into convolutions, kernels composed once.
+
+`SegmentationModel.fuse` uses it. Folding is decided on a copy on the meta device: if that copy
+cannot be run, nothing is folded, and the model still computes the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +24,13 @@ from nestedseg.decoder.nodes import NodeModule
 
 Run = Callable[[nn.Module], Sequence[Tensor]]
 
-# Their forward reads the weight as it is; that of a weight-standardised convolution would undo
-# the folded scale.
+# Convolutions whose forward uses the weight unchanged. A weight-standardised convolution, for
+# example, would normalise the folded scale away again.
 FOLDABLE = (nn.Conv2d.forward, nn.Conv3d.forward, Conv2dSame.forward)
 
 
 def fuse_decoder(decoder: Decoder) -> None:
-    """Replaces the nodes, in place, by their fused form where they have one."""
+    """Fuses a decoder in place: folds batch norms, and makes a `FusedNode` of each node it can."""
     for name in decoder.graph.nodes:
         node = decoder.node(name)
         dtype = next((weight.dtype for weight in node.block.parameters()), None)
@@ -37,14 +41,14 @@ def fuse_decoder(decoder: Decoder) -> None:
 
 
 def run_alone(x: Tensor, block: nn.Module) -> list[Tensor]:
-    """What a block gives for ``x``, as `fold_batch_norms` wants it."""
+    """A block's output for ``x`` as a list, the form that `fold_batch_norms` expects."""
     return [block(x)]
 
 
 class FusedNode(nn.Module):
-    """A node whose first convolution has been taken apart and composed with its edges.
+    """A node whose first convolution is split by input and composed with the edges, once.
 
-    It takes over the edges and the block of ``node``, without the weights that are composed.
+    It takes over the edges and the block of ``node``, and removes the weights that it has composed.
     """
 
     runs = "fused"
@@ -80,10 +84,12 @@ class FusedNode(nn.Module):
 def fold_batch_norms(module: nn.Module, run: Run) -> None:
     """Folds batch norms into the convolutions before them, in place, where that is proven safe.
 
-    Read off autograd's graph, on a copy without weights: nothing but the norm reads what the
-    convolution gives, both run once, and each has one owner.
+    The proof is read from autograd's graph of one run on a copy without weights: only the norm
+    reads the convolution's output, both run exactly once, and each appears in one place in the
+    module. Whatever is not proven stays as it is.
 
     Args:
+        module: in eval mode.
         run: calls a copy of the module on the meta device, and returns its outputs.
     """
     for conv_path, norm_path in foldable(module, run):
@@ -96,18 +102,18 @@ def fold_batch_norms(module: nn.Module, run: Run) -> None:
 
 
 def after(norm: nn.Module) -> nn.Module:
-    """What a norm does besides normalising: timm has some with an activation."""
+    """What is left of a folded norm: some of timm's norms contain an activation too."""
     rest = [child for child in norm.children() if not isinstance(child, nn.Identity)]
     return nn.Sequential(*rest) if rest else nn.Identity()
 
 
 def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:
-    """Paths of the convolutions and batch norms that can be folded."""
-    ghost = meta_copy(module).eval()
-    for parameter in ghost.parameters():
+    """The paths of each convolution and batch norm that can be folded together."""
+    copy = meta_copy(module).eval()
+    for parameter in copy.parameters():
         parameter.requires_grad_()
-    made: dict[Any, str] = {}  # by node of autograd's graph, of which
-    read: dict[str, Any] = {}
+    made: dict[Any, str] = {}  # the convolution whose output each node of autograd's graph is
+    read: dict[str, Any] = {}  # the node of autograd's graph that each norm reads
     calls: Counter[str] = Counter()
 
     def after_convolution(path: str) -> Callable[..., None]:
@@ -122,8 +128,8 @@ def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:
             read[path] = args[0].grad_fn
         return hook
 
-    owners = Counter(child for _, child in ghost.named_modules(remove_duplicate=False))
-    for path, child in ghost.named_modules():
+    owners = Counter(child for _, child in copy.named_modules(remove_duplicate=False))
+    for path, child in copy.named_modules():
         if owners[child] > 1:
             continue
         if type(child).forward in FOLDABLE and "weight" in child._parameters:
@@ -132,8 +138,8 @@ def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:
             child.register_forward_pre_hook(before_norm(path))
     with torch.enable_grad():
         try:
-            outputs = run(ghost)
-        except Exception:  # a model that reads values has no meta form; it is left as it is
+            outputs = run(copy)
+        except Exception:  # for example, its forward depends on values: then nothing is folded
             return []
     readers = count_readers([output.grad_fn for output in outputs])
     return [(made[node], path) for path, node in read.items() if node in made
@@ -141,9 +147,9 @@ def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:
 
 
 def count_readers(outputs: Sequence[Any]) -> Counter[Any]:
-    """How often each node of autograd's graph is read, an output counting as one reader.
+    """How many times each node of autograd's graph is read; being an output counts as one.
 
-    Outputs that no weight leads to have no node.
+    ``None`` among the outputs stands for an output that depends on no weight.
     """
     readers = Counter(node for node in outputs if node is not None)
     waiting = list(readers)

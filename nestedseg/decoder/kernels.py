@@ -1,4 +1,4 @@
-"""Layers for which torch, on CPU, does not pick its fastest or most exact kernel by itself."""
+"""Layers for which torch, on CPU, does not choose its fastest or most accurate kernel by itself."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by axes
-SMALL = 20_480  # elements that torch compares with, of an image without its last axis
+SMALL = 20_480  # torch's own limit, in elements of a volume without its last axis; see `is_small`
 
 
 def preferred_layout(x: Tensor) -> Tensor:
-    """On CPU, images in channels_last for inference and not for training; volumes the reverse.
+    """The input in the memory layout that is faster on a CPU; on other devices as it is.
 
-    Of images, transposed convolutions are up to three times faster in channels_last and other ones
-    as fast, but the gradient of a weight takes more than three times as long. Of volumes, that
-    gradient is the faster one.
+    Images: channels_last for inference, where transposed convolutions are faster in it and other
+    convolutions as fast; contiguous for training, because the gradient of a weight is much slower
+    in channels_last. Volumes: the reverse, because there that gradient is faster in channels_last.
     """
     if x.device.type != "cpu" or x.dim() not in CHANNELS_LAST:
         return x
@@ -27,15 +27,15 @@ def preferred_layout(x: Tensor) -> Tensor:
 
 
 def layout_of(x: Tensor, outputs: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    """Outputs in the layout of the image that they were computed from, not in the preferred one."""
+    """Outputs in the memory layout of the image ``x``, whatever layout was used in between."""
     return tuple(y.contiguous() for y in outputs) if x.is_contiguous() else tuple(outputs)
 
 
 class Conv3d(nn.Conv3d):
-    """torch's, but single small volumes are convolved as two halves.
+    """torch's 3-D convolution, except that a batch of one small volume is convolved as two halves.
 
-    torch gives a batch of one small volume to a kernel that is six times slower than oneDNN's,
-    which it takes for a batch of two.
+    For such a batch torch uses a kernel of its own that is several times slower than oneDNN's,
+    which it uses for a batch of two.
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -47,7 +47,7 @@ class Conv3d(nn.Conv3d):
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The convolution by 3 taps along each axis, padding 1, of ``(N, C, *spatial)``."""
+    """The convolution with a kernel of 3 along each axis and padding 1, of ``(N, C, *spatial)``."""
     if x.dim() == 4:
         return F.conv2d(x, weight, bias, padding=1)
     if not torch.compiler.is_compiling() and x.device.type == "cpu" and is_small(x):
@@ -56,7 +56,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def is_small(x: Tensor) -> bool:
-    """Whether torch's own rule gives a volume to the slow kernel."""
+    """Whether torch's own rule would use its slow kernel for this volume."""
     return x.shape[0] == 1 and x[0, ..., 0].numel() <= SMALL
 
 
@@ -71,10 +71,11 @@ def conv_halves(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, but never in channels_last on CPU, where it adds float32 one by one.
+    """torch's group normalisation, but computed on contiguous maps on a CPU.
 
-    Over a map of 512x512 that costs four digits, and its backward pass takes four times as long.
-    With a group for each channel it is instance normalisation, which torch computes more slowly.
+    In channels_last torch adds up the float32 values of a map one by one there, which loses digits
+    on large maps, and its backward pass is slower. With one group for each channel this is instance
+    normalisation, and faster than torch's own.
     """
 
     def forward(self, x: Tensor) -> Tensor:

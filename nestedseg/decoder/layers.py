@@ -1,4 +1,4 @@
-"""What all blocks and nodes are made of, in 2-D and 3-D: layers by name, shapes, pooling, heads."""
+"""The building blocks of nodes in 2-D and 3-D: layers by name, shapes, pooling, heads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nestedseg.decoder.kernels import Conv3d, GroupNorm
 
-# By axes. A kernel of any number of axes is none that torch's annotations of these know.
+# By number of spatial axes. Typed as Any, because torch's annotations fix the length of a kernel.
 CONV: dict[int, type[Any]] = {2: nn.Conv2d, 3: Conv3d}
 CONV_TRANSPOSE: dict[int, type[Any]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
@@ -36,7 +36,7 @@ ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "gelu": nn.GELU,
     "prelu": nn.PReLU,
 }
-# What an object like {"name": "leaky_relu", "negative_slope": 0.1} may say, with its bounds.
+# Options of a choice like {"name": "leaky_relu", "negative_slope": 0.1}, each with its bounds.
 OPTIONS: dict[str, dict[str, tuple[float, float]]] = {
     "batch": {"eps": (0, 1), "momentum": (0, 1)},
     "instance": {"eps": (0, 1)},
@@ -49,7 +49,7 @@ Choice = str | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Style:
-    """What all blocks of a model have in common. The fields are those of `nestedseg.create`."""
+    """The options that all blocks of a model share; see `nestedseg.create` for their meaning."""
 
     dims: int = 2
     norm: Choice | None = "batch"
@@ -80,19 +80,19 @@ def split_choice(choice: Choice) -> tuple[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Level:
-    """The shape contract of one feature map: channels, and stride to the input along each axis."""
+    """The shape of one feature map: channels, and stride relative to the image along each axis."""
 
     channels: int
     stride: tuple[int, ...]
 
 
 def max_pool(x: Tensor, factor: Sequence[int]) -> Tensor:
-    """Max pooling by a factor along each axis, ``(N, C, *spatial)``."""
+    """Max pooling of ``(N, C, *spatial)`` by a factor for each axis."""
     return MAX_POOL[x.dim() - 2](x, factor) if max(factor) > 1 else x
 
 
 def steps_between(levels: Sequence[Level]) -> list[tuple[int, ...]]:
-    """By how much each level is coarser than the one before, along each axis; the first by 1."""
+    """The factor from each level's stride to the next, along each axis; 1 for the first level."""
     strides = [level.stride for level in levels]
     return [tuple(b // a for a, b in zip(*pair)) for pair in zip(strides[:1] + strides, strides)]
 
@@ -106,7 +106,10 @@ def make_head(channels: int, classes: int, dims: int, kernel: int = 1) -> nn.Mod
 
 
 def init_he(module: nn.Module) -> None:
-    """He et al. 2015 (arXiv 1502.01852), as the authors' code does: plain networks need it."""
+    """Initialises as He et al. 2015 (arXiv 1502.01852), like the authors' code.
+
+    Networks without norms need it to train.
+    """
     if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
@@ -114,7 +117,7 @@ def init_he(module: nn.Module) -> None:
 
 
 def resize_logits(logits: Tensor, factor: Sequence[int]) -> Tensor:
-    """Logits at a level's stride, brought to the input's size (linear)."""
+    """Logits up-sampled linearly by ``factor``, the stride of their level, to the image's size."""
     if all(f == 1 for f in factor):
         return logits
     return F.interpolate(logits, scale_factor=tuple(map(float, factor)),
@@ -122,5 +125,5 @@ def resize_logits(logits: Tensor, factor: Sequence[int]) -> Tensor:
 
 
 def batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:
-    """The batch norms in a module, timm's with a fused activation included."""
+    """All batch norms in a module, including timm's with a fused activation."""
     return (child for child in module.modules() if isinstance(child, _BatchNorm))

@@ -1,15 +1,16 @@
-"""How the first convolution of a node is computed: obviously, or without the concatenation.
+"""How the first convolution of a node is computed: literally, or without the concatenation.
 
 A node's first convolution acts on the concatenation of its inputs, each brought to the node's
-resolution. "reference" does just that. "fast" computes the same numbers, up to rounding, from the
-same parameters, and neither the concatenation nor an up-sampled map is ever written:
+resolution. The execution "reference" does just that. "fast" computes the same numbers, up to
+rounding, from the same parameters, but never writes up-sampled maps to memory, nor, where that is
+faster, the concatenation:
 
 - `split_weight`: conv(cat(a, b)) = conv_a(a) + conv_b(b);
 - `compose_nearest`: conv(nearest_up(x)) = conv_transpose(x), with a composed kernel;
 - `compose_transpose`: conv(conv_transpose(x)) = conv_transpose(x), with a composed kernel;
 - `compose_bias`: what the bias of the transposed convolution adds, which is less at the border.
 
-Nothing else in the package knows how a node is computed.
+`nestedseg.decoder.fuse` does the same once and for all, with the functions of this module.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ EXECUTIONS = ("fast", "reference")
 CONV = {2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
-_forced: list[str] = []  # by the context manager, innermost last
+_forced: list[str] = []  # executions set by `execution`, the innermost last
 
 
 @contextmanager
 def execution(name: str) -> Iterator[None]:
-    """Within it, every model computes its nodes so, whatever it was created with.
+    """A context in which all models use this execution, whatever they were created with.
 
     Args:
         name: "fast" or "reference".
 
     Raises:
-        ValueError: another name.
+        ValueError: ``name`` is neither.
     """
     _forced.append(choose("execution", name, EXECUTIONS))
     try:
@@ -55,9 +56,10 @@ def execution(name: str) -> Iterator[None]:
 
 
 def which(conv: nn.Module, fuse: str, default: str) -> str:
-    """The execution that runs now: "fast", or "reference", with the reason why there is no other.
+    """The execution that is used now: "fast", or "reference", with the reason if that was not
+    asked for.
 
-    Only the concatenation before a plain 3x3 convolution has a fast form.
+    Only a concatenation before a plain 3x3 convolution has a fast form.
     """
     name = _forced[-1] if _forced else default
     if name == "reference":
@@ -67,7 +69,7 @@ def which(conv: nn.Module, fuse: str, default: str) -> str:
     plain = (isinstance(conv, (nn.Conv2d, nn.Conv3d)) and set(conv.kernel_size) == {3}
              and set(conv.stride) == set(conv.dilation) == {1} and set(conv.padding) == {1}
              and conv.groups == 1 and conv.padding_mode == "zeros")
-    return "fast" if plain else "reference: its first layer is no plain 3x3 convolution"
+    return "fast" if plain else "reference: its first layer is not a plain 3x3 convolution"
 
 
 def join(conv: nn.Module, edges: Sequence[Edge], inputs: Sequence[Tensor], fuse: str,
@@ -75,7 +77,7 @@ def join(conv: nn.Module, edges: Sequence[Edge], inputs: Sequence[Tensor], fuse:
     """``conv(fuse(edge(x) for each input))``, ``(N, C, *spatial)``."""
     if which(conv, fuse, default) == "fast":
         assert isinstance(conv, (nn.Conv2d, nn.Conv3d))
-        # a traced graph must hold for all sizes, so that it cannot ask which they are
+        # a traced graph must be valid for all sizes, so the choice must not depend on them
         pixels = [0 if torch.compiler.is_compiling() else x.numel() // x.shape[1] for x in inputs]
         return join_fast(Parts.of(conv, edges, pixels), edges, inputs)
     return join_reference(conv, edges, inputs, fuse)
@@ -83,21 +85,22 @@ def join(conv: nn.Module, edges: Sequence[Edge], inputs: Sequence[Tensor], fuse:
 
 def join_reference(conv: nn.Module, edges: Sequence[Edge], inputs: Sequence[Tensor],
                    fuse: str) -> Tensor:
-    """Resample, fuse, convolve."""
+    """The "reference" execution: resample the inputs, fuse them, convolve."""
     maps = [edge(x) for edge, x in zip(edges, inputs)]
     return conv(reduce(torch.add, maps) if fuse == "sum" else torch.cat(maps, dim=1))
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A convolution of concatenated inputs, taken apart.
+    """A convolution of concatenated inputs, split into one part for each input.
 
     Args:
-        kernels: of each input's transposed convolution; ``None`` = the input is brought to the
-            node's resolution by its edge, and then is among those beside each other.
-        beside: the weight that acts on those, ``None`` without any.
+        kernels: for each input the kernel of the transposed convolution that does its up-sampling
+            and its part of the convolution; ``None`` = its edge brings it to the node's resolution.
+        beside: the weight that acts on all inputs whose kernel is ``None``, concatenated; ``None``
+            if there are none.
         bias: of the convolution.
-        border: what each tap adds for the biases inside of edges, ``(out, 3, 3)``.
+        border: what each tap adds for the biases of composed edges, ``(out, 3, 3)``.
     """
 
     kernels: tuple[Tensor | None, ...]
@@ -108,10 +111,13 @@ class Parts:
     @classmethod
     def of(cls, conv: nn.Conv2d | nn.Conv3d, edges: Sequence[Edge],
            pixels: Sequence[float] | None = None) -> Parts:
-        """The parts of ``conv``, composed with those edges for which that is less work.
+        """Splits ``conv``, and composes its parts with the edges for which that is less work.
 
         Args:
-            pixels: of each input, if the parts are for one pass; else composing is free.
+            conv: the node's first convolution.
+            edges: those of the node, in the order of its inputs.
+            pixels: of each input, if the parts are used for one pass only. ``None`` = they are
+                used many times, so that the work of composing does not count.
         """
         weights = split_weight(conv.weight, [edge.out_channels for edge in edges])
         pays = [composing_pays(edge, weight, count) for edge, weight, count
@@ -126,27 +132,28 @@ class Parts:
 
 
 def join_fast(parts: Parts, edges: Sequence[Edge], inputs: Sequence[Tensor]) -> Tensor:
-    """One transposed convolution of each composed input, one convolution of all the others."""
+    """The "fast" execution: a transposed convolution of each composed input, and one convolution of
+    all others, added up."""
     dims = inputs[0].dim() - 2
     beside = [edge(x) for edge, x, kernel in zip(edges, inputs, parts.kernels) if kernel is None]
     total = None if parts.beside is None else convolve_all(beside, parts.beside, parts.bias)
     for edge, x, kernel in zip(edges, inputs, parts.kernels):
         if kernel is not None:
-            bias = parts.bias if total is None else None  # once
+            bias = parts.bias if total is None else None  # added only once
             y = CONV_TRANSPOSE[dims](x, kernel, bias, stride=edge.up_by, padding=1)
-            total = y if total is None else total.add_(y)  # no backward pass needs the summands
-    assert total is not None  # a node has an input
+            total = y if total is None else total.add_(y)  # in place: no gradient needs the terms
+    assert total is not None  # every node has an input
     if parts.border is not None:
         total = total.add_(border_map(parts.border, total.shape[2:]))
     return total
 
 
 def convolve_all(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The 3x3 convolution of maps of one resolution, beside each other.
+    """The 3x3 convolution of concatenated maps of the same resolution.
 
-    For images a wide convolution is faster than a sum of narrow ones, so the maps are concatenated
-    for it; but the backward pass keeps the maps, which are there anyway, and concatenates them
-    again. For volumes on CPU the sum is the faster one.
+    For images one wide convolution is faster than a sum of narrow ones, so the maps are
+    concatenated. Autograd keeps only the maps, which are in memory anyway, and the backward pass
+    concatenates them again. For volumes on a CPU the sum of narrow convolutions is faster.
     """
     if len(maps) == 1:
         return conv3x3(maps[0], weight, bias)
@@ -162,7 +169,7 @@ def convolve_all(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) ->
 
 
 def split_weight(weight: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
-    """The part of a convolution's weight that acts on each of the concatenated inputs.
+    """Splits a convolution's weight into the parts that act on each of the concatenated inputs.
 
     conv(cat(a, b), W) = conv(a, W_a) + conv(b, W_b).
     """
@@ -170,7 +177,7 @@ def split_weight(weight: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 def compose(edge: Edge, weight: Tensor) -> Tensor:
-    """The kernel that does an edge's up-sampling and the convolution after it."""
+    """The one kernel that does an edge's up-sampling and the convolution after it."""
     if edge.transposes:
         return compose_transpose(weight, edge.up.weight)
     return compose_nearest(weight, edge.up_by)
@@ -180,9 +187,9 @@ def compose_nearest(weight: Tensor, factor: Sequence[int]) -> Tensor:
     """The kernel of the transposed convolution that equals conv3x3 after nearest up-sampling.
 
     Along one axis, with up-sampling by f, y[p] = sum_t w[t] x[floor((p + t) / f)], t = -1, 0, 1.
-    Written as y[p] = sum_q k[p - f q] x[q], that is k[o] = sum of those w[t] with 0 <= o + t < f,
-    for o = -1 ... f. Stride f, padding 1; with f = 1 it is the flipped kernel. Sums alone, so it
-    keeps float32 under autocast, and gradients reach the 3x3 weight.
+    Written as y[p] = sum_q k[p - f q] x[q], k[o] is the sum of all w[t] with 0 <= o + t < f, for
+    o = -1 ... f. Stride f, padding 1; with f = 1 it is the flipped kernel. There are only sums, so
+    float32 stays float32 under autocast, and gradients reach the 3x3 weight.
 
     ``(out, in, 3, 3)`` -> ``(in, out, f + 2, f + 2)``.
     """
@@ -197,9 +204,10 @@ def compose_nearest(weight: Tensor, factor: Sequence[int]) -> Tensor:
 def compose_transpose(weight: Tensor, up: Tensor) -> Tensor:
     """The kernel of the transposed convolution that equals conv3x3 after one with stride = kernel.
 
-    A kernel is the answer to an impulse. The first map answers with its own kernel ``up``, and the
-    convolution to that with conv(up), one pixel wider on each side: k = conv3x3(up), padding 2,
-    each input channel being an image. Stride f, padding 1. In float32 under autocast.
+    A kernel is the response to an impulse. The first layer's response is its own kernel ``up``, and
+    the convolution turns that into conv3x3(up), one pixel wider on each side. So k = conv3x3(up)
+    with padding 2, where each input channel of ``up`` is taken as an image. Stride f, padding 1.
+    Computed in float32 also under autocast.
 
     ``(out, mid, 3, 3)``, ``(in, mid, f, f)`` -> ``(in, out, f + 2, f + 2)``.
     """
@@ -209,9 +217,10 @@ def compose_transpose(weight: Tensor, up: Tensor) -> Tensor:
 
 
 def compose_bias(weight: Tensor, bias: Tensor) -> Tensor:
-    """What each tap of conv3x3 adds where a map equals ``bias`` throughout; see `border_map`.
+    """What each tap of conv3x3 adds for a map that equals ``bias`` everywhere; see `border_map`.
 
-    conv(z + b) = conv(z) + conv(b); outside of the image z + b is 0, so the second is a map too.
+    conv(z + b) = conv(z) + conv(b). Outside of the image z + b is 0, so conv(b) is not constant: it
+    is smaller at the border.
 
     ``(out, mid, 3, 3)``, ``(mid,)`` -> ``(out, 3, 3)``.
     """
@@ -219,9 +228,10 @@ def compose_bias(weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def border_map(taps: Tensor, size: Sequence[int]) -> Tensor:
-    """conv3x3 of a map of ones, by matrices: a pixel's sum is over those taps that fall inside.
+    """conv3x3 of a map of ones, as matrix products: each pixel adds the taps inside the image.
 
-    Which ones do is told apart along each axis alone, by an (n, 3) matrix of zeros and ones.
+    Which taps are inside is decided for each axis separately, by an (n, 3) matrix of zeros and
+    ones.
 
     ``(out, 3, 3)`` -> ``(out, H, W)``.
     """
@@ -232,14 +242,15 @@ def border_map(taps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def composing_pays(edge: Edge, weight: Tensor, pixels: float = math.inf) -> bool:
-    """Whether one composed kernel is less work than up-sampling, then convolving.
+    """Whether one composed kernel is less work than up-sampling and then convolving.
 
-    Nearest up-sampling always: (f + 2) / f instead of 3 taps along each axis, and sums to compose.
-    A transposed convolution where that is fewer multiplications, those to compose included.
+    For nearest up-sampling always: it has (f + 2) / f instead of 3 taps along each axis, and
+    composing takes only sums. For a transposed convolution if that takes fewer multiplications,
+    including those of composing.
 
     Args:
         weight: the part of the convolution that acts on this edge.
-        pixels: of the edge's input, in all images of a batch.
+        pixels: of the edge's input, in all images of the batch together.
     """
     if not edge.transposes:
         return edge.composes

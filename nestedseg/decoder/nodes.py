@@ -15,7 +15,7 @@ from nestedseg.decoder.recomputation import Recomputable
 
 
 class NodeModule(Recomputable):
-    """X^{i,j}: the inputs brought to one resolution, fused, then the block H."""
+    """X^{i,j}: brings the inputs to one resolution, fuses them, then applies the block H."""
 
     edges: Any  # an nn.ModuleDict, of `Edge`s by the name of their input
 
@@ -33,12 +33,12 @@ class NodeModule(Recomputable):
 
     @property
     def runs(self) -> str:
-        """Which execution runs now, and why where it is not the one that was asked for."""
+        """The execution that is used now; if it is not the requested one, with the reason."""
         return which(self.block.first, self.fuse, self.execution)
 
     @property
     def has_fast_form(self) -> bool:
-        """Whether it need not concatenate its inputs."""
+        """Whether the node can be computed by the execution "fast"."""
         return which(self.block.first, self.fuse, "fast") == "fast"
 
     def compute(self, *inputs: Tensor) -> Tensor:

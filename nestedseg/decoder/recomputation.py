@@ -1,4 +1,28 @@
-"""Maps that training computes again in the backward pass instead of keeping them."""
+"""Maps that training computes again in the backward pass, to use less memory.
+
+Two things are here, a switch and something that is always on:
+
+- `Recomputable` modules (nodes and blocks) keep only their inputs when
+  `SegmentationModel.set_grad_checkpointing` asks for it. This is `torch.utils.checkpoint`, made
+  safe for batch norms.
+- `remade` drops one map between two layers, for example the activated map between a norm and the
+  convolution after it. The norm keeps its input anyway, so the activated map can be computed again
+  at little cost, and a block keeps one map for each convolution instead of two.
+
+`remade` does not use `torch.utils.checkpoint`, which would drop the same map, because
+
+- activations work in place. Without a norm before it, an activation changes the very tensor that a
+  checkpoint keeps as its input, and autograd then refuses the backward pass. `remade` sees that
+  both share memory and keeps the map;
+- a checkpoint saves and restores the state of the random generators and runs more Python code at
+  every call. For `Recomputable`, which is asked for, that does not matter; `remade` runs in every
+  training step of every block.
+
+How `remade` works: hooks (`saved_tensors_hooks`) see each tensor that autograd saves while ``make``
+and ``use`` run. Afterwards the saved tensors that are the made map, recognised by their memory, are
+dropped. When the backward pass asks for one of them, ``make`` runs once more: without gradients,
+under the same autocast, and without updating the statistics of batch norms.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +34,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-_nested = False  # within a `Recomputable` that forgets all of its maps
+_nested = False  # inside a checkpointed `Recomputable`, which keeps no maps that could be dropped
 
 
 class Recomputable(nn.Module):
-    """``forward`` is ``compute``; with ``checkpointing``, training keeps its inputs alone."""
+    """A module that computes ``compute`` and, with ``checkpointing``, keeps only its inputs."""
 
     checkpointing = False
     compute: Callable[..., Tensor]
@@ -27,7 +51,7 @@ class Recomputable(nn.Module):
 
 
 def set_checkpointing(modules: Iterable[nn.Module], enable: bool) -> None:
-    """Turns it on or off in those of the modules that can do so; not in what lies within them."""
+    """Turns checkpointing on or off in those modules that are `Recomputable`, not inside them."""
     for module in modules:
         if isinstance(module, Recomputable):
             module.checkpointing = enable
@@ -35,13 +59,16 @@ def set_checkpointing(modules: Iterable[nn.Module], enable: bool) -> None:
 
 def remade(make: Callable[..., Tensor], use: Callable[[Tensor], Tensor], *inputs: Tensor,
            module: nn.Module | None = None) -> Tensor:
-    """``use(make(*inputs))``, whose backward pass makes the value in between once more.
+    """``use(make(*inputs))``, where the value in between is not kept but made again.
 
-    For values that are cheap to make: the backward pass then keeps ``inputs`` instead.
+    For values that are cheap to make from ``inputs``, which must be kept for the backward pass
+    anyway. See the module's docstring.
 
     Args:
-        make: gives the same value for the same inputs.
-        module: what it calls, whose batch norms must not count a batch twice.
+        make: a function that returns the same value for the same inputs.
+        use: a function of that value.
+        inputs: of ``make``.
+        module: the module that ``make`` calls; its batch norms must not count a batch twice.
     """
     if _nested or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return use(make(*inputs))
@@ -54,7 +81,10 @@ def remade(make: Callable[..., Tensor], use: Callable[[Tensor], Tensor], *inputs
 
 
 class _Remade:
-    """What autograd saves in `remade`: tensors, or nothing where the made value would be."""
+    """The tensors that autograd saves inside `remade`, and how to make the dropped ones again.
+
+    Each saved tensor is in a list of its own. `forget` empties the lists of the made value.
+    """
 
     def __init__(self, make: Callable[..., Tensor], inputs: tuple[Tensor, ...],
                  module: nn.Module | None) -> None:
@@ -72,7 +102,7 @@ class _Remade:
         return saved[0] if saved else self.again()
 
     def forget(self, made: Tensor) -> None:
-        """Drops the value where it was saved; not if it is an input, changed in place."""
+        """Drops the made value wherever it was saved, unless it is an input changed in place."""
         place = made.untyped_storage().data_ptr()
         if all(x.untyped_storage().data_ptr() != place for x in self.inputs):
             for saved in self.saved:
@@ -82,7 +112,7 @@ class _Remade:
         self.saved = []
 
     def again(self) -> Tensor:
-        """The value, made for the first of its uses in a backward pass and freed after the last."""
+        """The value: made at its first use in a backward pass, and freed after its last."""
         if self.value is None:
             with torch.no_grad(), _without_statistics(self.module), self.precision():
                 self.value, self.left = self.make(*self.inputs), self.uses
@@ -93,7 +123,7 @@ class _Remade:
 
 
 def autocast_now(device_type: str) -> Callable[[], AbstractContextManager[object]]:
-    """A context that brings back the autocast, or the lack of one, that is in force here."""
+    """A function that makes a context with the autocast settings of this moment."""
     if not torch.amp.is_autocast_available(device_type):
         return nullcontext
     enabled, dtype = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
@@ -120,7 +150,7 @@ def _again(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _without_statistics(module: nn.Module | None) -> Iterator[None]:
-    """The second pass must not count in a batch norm's running statistics again."""
+    """Keeps the running statistics of batch norms as they are: this is a batch's second pass."""
     modules = module.modules() if module is not None else ()
     before = [(m, m.momentum, m.num_batches_tracked, m.num_batches_tracked.clone())
               for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats

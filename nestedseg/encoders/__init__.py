@@ -1,6 +1,6 @@
-"""Encoders: the paper's plain one, and every timm model, behind one contract.
+"""Encoders: the paper's plain one and timm's models, all as an `Encoder`.
 
-Each is an `Encoder`. Its `Description` is had without building it.
+`describe_encoder` gives the `Description` of an encoder without building it.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ __all__ = ["Description", "Encoder", "EncoderInfo", "Options", "build_encoder",
 
 
 def list_encoders(pattern: str = "*", pretrained: bool = False) -> list[str]:
-    """Names that ``create(encoder=...)`` takes: "plain" and timm's models.
+    """The names that ``create(encoder=...)`` accepts: "plain" and timm's models.
 
     Args:
         pattern: a shell-style pattern, like ``"*vit*"``.
-        pretrained: only those with pretrained weights, as ``"name.tag"``.
+        pretrained: list only pretrained weights, as ``"name.tag"``.
     """
     names = timm.list_models(pattern, pretrained=pretrained)
     return ["plain", *names] if fnmatch.fnmatch("plain", pattern) and not pretrained else names
 
 
 def describe_encoder(options: Options) -> Description:
-    """What the encoder offers, before it is built.
+    """The levels, sizes and preprocessing of an encoder, before it is built.
 
     Raises:
-        ValueError: unknown name, or options that it cannot serve.
+        ValueError: an unknown name, or options that the encoder does not support.
     """
     body = describe_body(options)
     return with_stem(body, options.stem) if options.stem else body
 
 
 def describe_body(options: Options) -> Description:
-    """The same without a stem."""
+    """The description of an encoder without its stem."""
     if options.encoder == "plain":
         return plain.describe_plain(options)
     timm_encoder.parse_name(options.encoder)
@@ -52,7 +52,7 @@ def describe_body(options: Options) -> Description:
 
 
 def with_stem(body: Description, stem: bool | int | tuple[int, ...]) -> Description:
-    """The description with the stem's levels before the encoder's own."""
+    """Adds the stem's levels to a description, before the encoder's own."""
     finest = body.levels[0].stride
     widths = stem_channels(stem, max(finest))
     strides = [tuple(min(2 ** row, stride) for stride in finest) for row in range(len(widths))]
@@ -63,11 +63,11 @@ def with_stem(body: Description, stem: bool | int | tuple[int, ...]) -> Descript
 
 def build_encoder(options: Options, style: Style, weights: str | Path | bool | None,
                   count: int) -> Encoder:
-    """The encoder with its ``count`` finest levels, its weights loaded.
+    """Builds an encoder with its ``count`` finest levels, and loads its weights.
 
     Raises:
-        ValueError: unknown name, or weights asked for an encoder that has none.
-        OSError: weights that cannot be fetched or read.
+        ValueError: an unknown name, or weights for the plain encoder, which has none.
+        OSError: the weights cannot be fetched or read.
     """
     levels, body = describe_encoder(options).levels, describe_body(options)
     added = len(levels) - len(body.levels)

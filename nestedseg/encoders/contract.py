@@ -1,4 +1,4 @@
-"""What every encoder is: the paper's plain one, timm's, and either of them with a stem."""
+"""The base class of all encoders: the paper's plain one, timm's, and both with a stem."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nestedseg.decoder.layers import Level
 
 
 class Encoder(nn.Module):
-    """``(N, in_channels, *spatial)`` -> a list of one feature a level, finest first.
+    """An encoder: ``(N, in_channels, *spatial)`` -> a list of one feature per level, finest first.
 
     Attributes:
         levels: channels and stride of each feature.
@@ -17,10 +17,10 @@ class Encoder(nn.Module):
     levels: tuple[Level, ...]
 
     def set_grad_checkpointing(self, enable: bool) -> None:
-        """Whether maps inside are computed again in the backward pass.
+        """Turns on or off that maps inside are computed again in the backward pass.
 
         Raises:
-            ValueError: it cannot do so.
+            ValueError: this encoder does not support it.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""What is asked of an encoder, and what is known of it before it is built."""
+"""The options of an encoder, and the description of it that is available before it is built."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from nestedseg.topology.graph import MAX_CHANNELS
 
 MAX_SIDE = 2 ** 16  # pixels
 MAX_TAPS = 32
-MAX_NAME = 200  # characters, of a module
+MAX_NAME = 200  # characters of a module's name
 MAX_STRIDE = 4  # from one level of the plain encoder to the next, along one axis
 
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of `nestedseg.create` that shape the encoder, checked. See there for each.
+    """The arguments of `nestedseg.create` that shape the encoder, checked; `create` documents them.
 
     Raises:
         TypeError: a value of the wrong type.
-        ValueError: a value out of bounds, or one that the plain encoder has no use for.
+        ValueError: a value out of bounds, or an option that this kind of encoder does not have.
     """
 
     encoder: str
@@ -55,20 +55,21 @@ class Options:
                              f"got {self.image_size}")
         if self.encoder == "plain" and (self.encoder_taps or self.pyramid_channels
                                         or self.depth_strides):
-            raise ValueError("encoder_taps, pyramid_channels and depth_strides are for timm "
-                             "encoders; the plain one has encoder_channels and strides")
+            raise ValueError("encoder_taps, pyramid_channels and depth_strides are only for timm "
+                             "encoders; the plain encoder has encoder_channels and strides")
         if self.depth_strides is not None and self.dims != 3:
-            raise ValueError("depth_strides is for volumes, dims=3")
+            raise ValueError(f"depth_strides is only for volumes, dims=3, got dims={self.dims}")
         if self.strides is not None:
             object.__setattr__(self, "strides", self._check_strides())
 
     def _check_strides(self) -> tuple[tuple[int, ...], ...]:
         if self.encoder != "plain":
-            raise ValueError("strides is for the plain encoder; those of timm have their own, and "
-                             "for volumes depth_strides")
+            raise ValueError("strides is only for the plain encoder, got encoder "
+                             f"{self.encoder!r}; timm encoders have their own strides, and "
+                             "depth_strides for volumes")
         if isinstance(self.strides, str) or not isinstance(self.strides, Sequence):
-            raise TypeError("strides must be a sequence of strides, each one number an axis, got "
-                            f"{show(self.strides)}")
+            raise TypeError("strides must be a sequence with one number per axis for each step, "
+                            f"got {show(self.strides)}")
         steps = len(self.encoder_channels or ()) - 1
         if len(self.strides) != steps:
             raise ValueError(f"strides: {steps + 1} encoder_channels need {steps} strides, one "
@@ -82,24 +83,24 @@ class Options:
 
 
 def are_names(taps: Any) -> TypeGuard[Sequence[str]]:
-    """Whether these are the names of modules, and not too many or too long."""
+    """Whether the taps are names of modules, not indices, and neither too many nor too long."""
     return (isinstance(taps, (list, tuple)) and 1 <= len(taps) <= MAX_TAPS
             and all(isinstance(tap, str) and len(tap) <= MAX_NAME for tap in taps))
 
 
 @dataclass(frozen=True)
 class Description:
-    """An encoder's pyramid.
+    """The levels of an encoder, and the images that it takes.
 
     Args:
         levels: channels and stride of each feature, finest first.
-        multiples: for each level, what an image's sides must be a multiple of, where that level is
-            the deepest.
+        multiples: for each level, what the sides of an image must be multiples of if that level is
+            the deepest in use.
         preprocessing: mean, std, input_range, interpolation and size (H, W) of its images.
         pattern: how its strides grow: "plain", "doubling", "isotropic" or "irregular".
         smallest: the shortest sides that it takes, in pixels, along each axis.
-        fixed_size: the one (H, W) that it takes; ``None`` = any.
-        backbone: what the kind of encoder must know more, to be built.
+        fixed_size: the only (H, W) that it takes; ``None`` = any.
+        backbone: what else is needed to build it, depending on the kind of encoder.
     """
 
     levels: tuple[Level, ...]

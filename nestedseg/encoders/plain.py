@@ -1,4 +1,4 @@
-"""The paper's own encoder: a block H per level, max pooling between levels, 2x2 or as asked."""
+"""The paper's own encoder: a block H per level, with max pooling between levels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nestedseg.encoders.description import Description, Options
 
 
 def describe_plain(options: Options) -> Description:
-    """Strides 1, 2, 4, ..., or the product of those asked for, with the widths asked for."""
+    """The description of a plain encoder: strides 1, 2, 4, ..., or products of ``strides``."""
     one, widths = (1,) * options.dims, options.encoder_channels or ()
     steps = options.strides or [(2,) * options.dims] * (len(widths) - 1)
     strides = accumulate([one, *steps], lambda a, b: tuple(map(operator.mul, a, b)))
@@ -28,9 +28,9 @@ def describe_plain(options: Options) -> Description:
 
 
 class PlainEncoder(Encoder):
-    """X^{0,0} ... X^{L,0} of the plain U-Net, in 2-D or 3-D.
+    """The plain encoder: X^{0,0} ... X^{L,0} of the paper's U-Net, in 2-D or 3-D.
 
-    ``(N, in_channels, *spatial)`` -> L + 1 features with strides 1, 2, 4, ... or as asked.
+    ``(N, in_channels, *spatial)`` -> L + 1 features, finest first.
     """
 
     def __init__(self, in_channels: int, description: Description, style: Style) -> None:
@@ -49,7 +49,7 @@ class PlainEncoder(Encoder):
         return features
 
     def set_grad_checkpointing(self, enable: bool) -> None:
-        """Whether maps inside a block are computed again in the backward pass."""
+        """Turns on or off that maps inside a block are computed again in the backward pass."""
         set_checkpointing(self.children(), enable)
 
     def keep(self, count: int) -> PlainEncoder:

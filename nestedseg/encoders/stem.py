@@ -1,4 +1,4 @@
-"""Plain convolutional levels at the strides that an encoder lacks above its finest one."""
+"""The stem: plain convolutional levels that are finer than an encoder's finest level."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ def stem_channels(stem: bool | int | Sequence[int], finest: int) -> tuple[int, .
     """Widths of the levels at strides 1, 2, ... ``finest`` / 2.
 
     Args:
-        stem: ``True`` = 32, 64, ...; a number = the finest level's, doubling; or each width.
-        finest: stride of the encoder; at 1 there is nothing to add.
+        stem: ``True`` = 32, 64, ...; a number = the width of the finest level, doubled at each
+            next one; or the width of each level.
+        finest: stride of the encoder's finest level; 1 = there is nothing to add.
 
     Raises:
-        ValueError: another number of widths than there are levels to add.
+        ValueError: the number of widths is not the number of levels to add.
     """
     count = finest.bit_length() - 1
     if isinstance(stem, Sequence):
         if len(stem) != count:
-            raise ValueError(f"stem: the encoder starts at stride {finest}, so {count} levels "
-                             f"can be added; got {len(stem)} widths {list(stem)}")
+            raise ValueError(f"stem needs {count} widths, one for each stride below {finest}, at "
+                             f"which the encoder starts, got {len(stem)}: {list(stem)}")
         return tuple(stem)
     return tuple((32 if stem is True else stem) * 2 ** row for row in range(count))
 
 
 class StemmedEncoder(Encoder):
-    """Levels at strides 1, 2, ... computed from the image by blocks H, before those of an encoder.
+    """An encoder with a stem: blocks H that compute levels at strides 1, 2, ... from the image.
 
-    ``(N, in_channels, *spatial)`` -> one feature a level, finest first. The first ``added`` of the
-    levels are the stem's.
+    ``(N, in_channels, *spatial)`` -> one feature per level, finest first. The first ``added``
+    levels are the stem's, the others those of the encoder ``body``.
     """
 
     def __init__(self, in_channels: int, levels: tuple[Level, ...], added: int, body: Encoder,

@@ -30,19 +30,19 @@ log = logging.getLogger(__name__)
 
 
 class TimmEncoder(Encoder):
-    """Features of a timm model, ``(N, in_channels, *spatial)`` -> one a level, finest first.
+    """A timm model as an encoder: ``(N, in_channels, *spatial)`` -> features, finest first.
 
     Args:
         name: of the timm model.
-        model: the plain timm model, or one made volumetric, which is cut down in place.
+        model: the timm model, perhaps made volumetric; unused parts are removed from it in place.
         in_channels: channels of the image.
-        trial: how the model is fed.
-        taps: what the levels are made from, finest first.
-        levels: likewise.
-        smallest: an image or volume that it takes.
+        trial: the result of probing the model: which channels and sizes it takes.
+        taps: the features that the levels are made from, finest first.
+        levels: channels and stride of each level, finest first.
+        smallest: the size of an image or volume that the model takes.
     """
 
-    model: Any  # what timm's models have beside nn.Module is declared nowhere
+    model: Any  # timm does not declare the methods that its models have beyond nn.Module's
 
     def __init__(self, name: str, model: nn.Module, in_channels: int, trial: Probe,
                  taps: tuple[Tap, ...], levels: tuple[Level, ...],
@@ -73,14 +73,15 @@ class TimmEncoder(Encoder):
         return [neck(features[tap], size) for tap, neck in zip(self.taps, self.necks)]
 
     def set_grad_checkpointing(self, enable: bool) -> None:
-        """timm's own, stage by stage or block by block.
+        """Turns timm's own checkpointing on or off, which works by stages or by blocks.
 
         Raises:
-            ValueError: the model has none, or its levels are modules that were named.
+            ValueError: the timm model does not have it, or the levels are modules given by name.
         """
         if enable and are_names(self.taps):
-            raise ValueError(f"gradient checkpointing would compute the modules {self.taps} of "
-                             f"timm's {self.key[0]!r} out of turn; use encoder=False")
+            raise ValueError(f"timm's {self.key[0]!r} cannot checkpoint with encoder_taps given as "
+                             f"modules, {self.taps}, which would run a second time in the backward "
+                             "pass; use encoder=False")
         try:
             self.model.set_grad_checkpointing(enable)
         except (AssertionError, AttributeError) as error:
@@ -88,7 +89,7 @@ class TimmEncoder(Encoder):
                              "use encoder=False") from error
 
     def keep(self, count: int) -> TimmEncoder:
-        """Removes all levels but the ``count`` finest, and what computes only them."""
+        """Removes all levels but the ``count`` finest, and all modules that only those need."""
         self.taps, self.levels = self.taps[:count], self.levels[:count]
         self.necks = self.necks[:count]
         if not are_names(self.taps):
@@ -106,25 +107,25 @@ class TimmEncoder(Encoder):
 
 
 def along_axes(stride: int, options: Options) -> tuple[int, ...]:
-    """A stride of the timm model, a power of two, along each axis."""
+    """The stride along each axis, for a stride in height and width, a power of two."""
     if options.dims == 2:
         return stride, stride
     return depth_stride(stride, options.depth_strides), stride, stride
 
 
 def describe_timm(options: Options) -> Description:
-    """Levels, sizes and preprocessing, found by trying the model on the meta device.
+    """Describes a timm model: levels, sizes and preprocessing, found by running it on meta tensors.
 
     Raises:
-        ValueError: taps, channels or dimensions that it cannot serve.
+        ValueError: taps, channels or dimensions that the model does not support.
     """
     flat = options.dims == 2
     trial = probe(options.encoder, options.in_channels, options.image_size if flat else None)
     features = trial.features
     if are_names(options.encoder_taps):
         if not flat:
-            raise ValueError("encoder_taps that name modules are for images; for volumes, give "
-                             f"numbers from 0 to {len(features) - 1}")
+            raise ValueError("encoder_taps that name modules are only for images; for volumes give "
+                             f"indices from 0 to {len(features) - 1}, got {options.encoder_taps}")
         features = probe_named(options.encoder, trial, tuple(options.encoder_taps))
         taps = named_taps(dict(zip(options.encoder_taps, features)))
     else:
@@ -139,8 +140,8 @@ def describe_timm(options: Options) -> Description:
     smallest = ((trial.smallest,) * 2 if flat
                 else plan(options.encoder, trial, options.depth_strides).smallest)
     if not flat and any(tap.made for tap in taps):
-        raise ValueError(f"encoder {options.encoder!r} cannot be made volumetric: its features "
-                         "have one stride, and the pyramid made from them is for images alone")
+        raise ValueError(f"encoder {options.encoder!r} cannot be made volumetric: all its features "
+                         "have one stride, and the pyramid made from them is only for images")
     levels = tuple(Level(tap.channels, along_axes(tap.stride, options)) for tap in taps)
     return Description(
         levels, multiples_of(taps, trial, options), timm_preprocessing(options, size), smallest,
@@ -149,7 +150,7 @@ def describe_timm(options: Options) -> Description:
 
 def multiples_of(taps: tuple[Tap, ...], trial: Probe,
                  options: Options) -> tuple[tuple[int, ...], ...]:
-    """To what images are padded where each level is the deepest."""
+    """For each level, what images are padded to a multiple of if that level is the deepest."""
     needed = [max(tap.stride, tap.feature.nominal) for tap in taps]
     if trial.runs_at:  # one size, whatever the depth
         needed = [max(needed)] * len(needed)
@@ -159,26 +160,27 @@ def multiples_of(taps: tuple[Tap, ...], trial: Probe,
 
 def build_timm_encoder(options: Options, weights: str | Path | bool | None,
                        description: Description, count: int) -> TimmEncoder:
-    """The encoder of a timm model with its ``count`` finest levels.
+    """Builds the encoder of a timm model with its ``count`` finest levels.
 
-    The weights are loaded before it is cut, so a depth never changes which of them match.
+    The weights are loaded before levels are removed, so that all of them match at every depth.
 
     Args:
-        weights: ``None`` = random; ``"imagenet"`` or ``True`` = those of the name's tag, else of
-            timm's default tag; or the path of a .safetensors file with a plain timm state dict.
+        weights: ``None`` = random; ``"pretrained"``, ``"imagenet"`` or ``True`` = those of the
+            name's tag, else of timm's default tag; or the path of a .safetensors file with a plain
+            timm state dict.
 
     Raises:
-        ValueError: unknown weights.
+        ValueError: ``weights`` is none of these.
         OSError: the weights cannot be fetched or read.
     """
     trial, taps = description.backbone
     if trial.runs_at and not trial.arguments and options.image_size not in (None, trial.runs_at):
-        log.warning("encoder %s cannot be built for images of %s: inside it they are resized to %s",
+        log.warning("encoder %s cannot be built for images of %s: they are resized to %s inside it",
                     options.encoder, options.image_size, trial.runs_at)
     arguments = dict(trial.arguments) | {"in_chans": trial.in_channels}
     model = load_model(options.encoder, weights, arguments)
     if options.dims == 3:
-        # cut first: the head of a VGG alone would inflate to 2.9 GB
+        # levels are removed first: inflating the unused head of a VGG would take gigabytes
         model.prune_intermediate_layers([tap.index for tap in taps[:count]])
         plan(options.encoder, trial, options.depth_strides).apply(model, bool(weights))
     return TimmEncoder(options.encoder, model, options.in_channels, trial, taps[:count],
@@ -190,14 +192,14 @@ def load_model(name: str, weights: str | Path | bool | None,
     """The plain timm model with its weights; timm itself adapts them to channels and size."""
     if not weights:
         return timm.create_model(name, **arguments)
-    if weights is True or weights == "imagenet":
+    if weights is True or weights in ("pretrained", "imagenet"):
         source: dict[str, Any] = {}
     elif str(weights).endswith(".safetensors"):
         file = str(check_file(Path(weights)))
         source = {"pretrained_cfg_overlay": {"file": file, "custom_load": False}}
     else:
-        raise ValueError(f"encoder_weights must be None, 'imagenet' or the path of a .safetensors "
-                         f"file, got {show(weights)}")
+        raise ValueError("encoder_weights must be None, 'pretrained' (or 'imagenet', which means "
+                         f"the same) or the path of a .safetensors file, got {show(weights)}")
     try:
         model = timm.create_model(name, pretrained=True, **arguments, **source)
     except Exception as error:  # timm, the Hub's client and its transport raise many kinds
@@ -209,29 +211,34 @@ def load_model(name: str, weights: str | Path | bool | None,
 
 
 def check_file(path: Path) -> Path:
-    """The path, if there is a readable safetensors file."""
+    """The path, if a readable safetensors file is there.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a safetensors file.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"encoder_weights: no file {str(path)!r}")
+        raise FileNotFoundError(f"encoder_weights: no such file: {str(path)!r}")
     try:
         with safe_open(path, framework="pt"):
             return path
     except SafetensorError as error:
-        raise ValueError(f"encoder_weights: {str(path)!r} is no safetensors file: "
-                         f"{error}") from None
+        raise ValueError(f"encoder_weights: not a safetensors file: {str(path)!r} "
+                         f"({error})") from None
 
 
 def timm_preprocessing(options: Options, size: tuple[int, ...] | None) -> dict[str, Any]:
-    """What the weights of this name and tag were trained with."""
+    """The preprocessing that the weights of this name and tag were trained with."""
     cfg, channels = pretrained_cfg(options.encoder), options.in_channels
     mean, std = list(cfg.mean), list(cfg.std)
-    if len(mean) != channels:  # other channels than RGB: timm repeats or sums its filters
+    if len(mean) != channels:  # not RGB: timm repeats or sums its filters
         mean, std = [sum(mean) / len(mean)] * channels, [sum(std) / len(std)] * channels
     return {"mean": mean, "std": std, "input_range": [0.0, 1.0],
             "interpolation": cfg.interpolation, "size": size and list(size)}
 
 
 def parse_name(name: str) -> tuple[str, str]:
-    """Architecture and tag of a timm name.
+    """Splits a timm name into architecture and tag, and checks that timm has both.
 
     Raises:
         ValueError: timm has no such model or tag.

@@ -1,4 +1,4 @@
-"""Scores, and pictures of results."""
+"""Scores of predictions, and figures that show them."""
 
 from nestedseg.evaluation.metrics import Score, SegmentationScores
 

@@ -1,4 +1,4 @@
-"""Scores of each volume and class, on the volume's own grid."""
+"""Scores of each volume (a case) and class, on the volume's own grid."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ TOLERANCE = 1.0  # mm, of the surface Dice
 
 @dataclass(frozen=True)
 class CaseScore:
-    """One class of one volume, on the volume's own grid.
+    """The scores of one class in one volume, on the volume's own grid.
 
-    A class that is neither in the truth nor in the prediction has nan throughout; one that is in
-    only one of them has no overlap, and an infinite distance.
+    For a class that is neither in the truth nor in the prediction all scores are nan. For a class
+    in only one of them the fractions are 0 and the distance is infinite.
 
     Args:
         case: name of the image file.
         label: class index.
-        dice: as a fraction.
-        iou: likewise.
+        dice: Dice coefficient, a fraction.
+        iou: intersection over union, a fraction.
         hd95: 95th percentile of the Hausdorff distance in mm, the larger of both directions.
-        surface_dice: the part of both surfaces that lies within a tolerance of the other.
+        surface_dice: the fraction of both surfaces that is within a tolerance of the other surface.
     """
 
     case: str
@@ -45,7 +45,7 @@ class CaseScore:
 
 def score_cases(model: SegmentationModel, images: LabelledImages,
                 tolerance: float = TOLERANCE) -> list[CaseScore]:
-    """The scores of each volume and class; ``tolerance``: of the surface Dice, in mm."""
+    """Scores each volume and class; ``tolerance`` is that of the surface Dice, in mm."""
     scores = []
     for index, pair in enumerate(images.pairs):
         volume, truth = open_case(images, index)
@@ -55,7 +55,7 @@ def score_cases(model: SegmentationModel, images: LabelledImages,
 
 
 def open_case(images: LabelledImages, index: int) -> tuple[Volume, np.ndarray]:
-    """A volume and its class indices, both on the volume's own grid."""
+    """Opens a volume and reads its class indices, both on the volume's own grid."""
     pair = images.pairs[index]
     label = open_volume(pair.label).class_indices()
     return open_volume(pair.image), images.class_indices(label, pair)
@@ -63,14 +63,14 @@ def open_case(images: LabelledImages, index: int) -> tuple[Volume, np.ndarray]:
 
 def score_case(name: str, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float],
                classes: int, tolerance: float = TOLERANCE) -> list[CaseScore]:
-    """The scores of each class but the background.
+    """Scores each class of a volume, except the background.
 
     Args:
         name: of the case.
         mask: predicted class indices, ``(D, H, W)``.
-        truth: likewise.
+        truth: true class indices, ``(D, H, W)``.
         spacing: size of a voxel along D, H, W in mm.
-        classes: as of `LabelledImages`.
+        classes: see `LabelledImages`.
         tolerance: of the surface Dice, in mm.
     """
     scores = []
@@ -84,7 +84,7 @@ def score_case(name: str, mask: np.ndarray, truth: np.ndarray, spacing: Sequence
 
 
 def segment(model: SegmentationModel, volume: Volume, **options: Any) -> np.ndarray:
-    """Class indices ``(D, H, W)`` of a volume; options are those of `predict_volume`."""
+    """Predicts the class indices ``(D, H, W)`` of a volume; for options see `predict_volume`."""
     mask = np.empty(volume.shape, np.uint8)
     for planes, scores in predict_volume(model, volume, **options):
         mask[planes] = to_mask(scores, model.task)
@@ -93,14 +93,14 @@ def segment(model: SegmentationModel, volume: Volume, **options: Any) -> np.ndar
 
 def _surface_scores(a: np.ndarray, b: np.ndarray, spacing: Sequence[float],
                     tolerance: float) -> tuple[float, float]:
-    """Distance and Dice of two surfaces."""
+    """The Hausdorff distance and the surface Dice of two masks."""
     if not a.any() or not b.any():
         return (math.inf, 0.0) if a.any() or b.any() else (math.nan, math.nan)
     metrics = require("monai.metrics", "medical")
     planes = [torch.from_numpy(each)[None, None] for each in (a, b)]
     options = {"include_background": True, "spacing": list(spacing)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of MONAI to itself
+        warnings.simplefilter("ignore", FutureWarning)  # raised by MONAI's own code
         hd95 = metrics.compute_hausdorff_distance(*planes, percentile=95, **options)
         dice = metrics.compute_surface_dice(*planes, class_thresholds=[tolerance], **options)
     return hd95.item(), dice.item()

@@ -1,4 +1,4 @@
-"""Scores of every depth of a model on labelled images, with what the depth costs."""
+"""Compares the depths of a model on labelled images: scores, parameters, MACs and time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIMED_RUNS = 5
 
 def score_heads(model: SegmentationModel, images: LabelledImages,
                 indices: Iterable[int] | None = None) -> dict[int | str, SegmentationScores]:
-    """The scores of each head, by depth, on some of the images (default: all)."""
+    """Scores each head, by depth, on the images with these indices (default: all)."""
     scores = new_scores(model)
     for index in range(len(images)) if indices is None else indices:
         image, target = images[index]
@@ -35,18 +35,19 @@ def score_heads(model: SegmentationModel, images: LabelledImages,
 
 
 def new_scores(model: SegmentationModel) -> dict[int | str, SegmentationScores]:
-    """Scores of each head, by depth, of no images yet."""
+    """Empty scores for each head, by depth."""
     return {key: SegmentationScores(model.task, model.classes)
             for key in (*model.depths, output_key(model))}
 
 
 @dataclass(frozen=True)
 class DepthReport:
-    """What the model pruned to one depth reaches and costs.
+    """The scores and the cost of the model pruned to one depth.
 
     Args:
+        depth: of the head.
         iou: mean over the classes, as a fraction.
-        dice: likewise.
+        dice: mean over the classes, as a fraction.
         parameters: number of weights.
         macs: multiply-accumulates for one image of the size that was timed.
         seconds: median time for one image.
@@ -61,7 +62,7 @@ class DepthReport:
 
 
 def compare_depths(model: SegmentationModel, images: LabelledImages) -> list[DepthReport]:
-    """One `DepthReport` for each depth, shallow -> deep; costs are those of the first image."""
+    """One `DepthReport` for each depth, shallow -> deep; costs are measured on the first image."""
     scores = score_heads(model, images)
     reports = []
     for row in model.summary(images.shapes[0]):
@@ -73,7 +74,7 @@ def compare_depths(model: SegmentationModel, images: LabelledImages) -> list[Dep
 
 
 def _time(model: SegmentationModel, image: np.ndarray) -> float:
-    """Median seconds for one image, after one run that warms up."""
+    """Median seconds for one image, after one warm-up run."""
     seconds = []
     for _ in range(TIMED_RUNS + 1):
         start = time.perf_counter()

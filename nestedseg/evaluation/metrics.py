@@ -15,8 +15,8 @@ class Score(TypedDict):
     """One score as a fraction in [0, 1]; nan where undefined. Made by `SegmentationScores`.
 
     Attributes:
-        mean: of the classes that have one.
-        per_class: of each class.
+        mean: mean over the classes whose score is defined.
+        per_class: the score of each class.
     """
 
     mean: float
@@ -24,7 +24,7 @@ class Score(TypedDict):
 
 
 class SegmentationScores:
-    """IoU, Dice, sensitivity, specificity, F1 and F2, pixel-wise, of all batches seen so far.
+    """Pixel-wise IoU, Dice, sensitivity, specificity, F1 and F2 of all batches seen so far.
 
     Pixels are counted over all images together, per class (for "multiclass" one class against the
     rest, background included), and the scores are ratios of these counts, so they do not depend
@@ -32,12 +32,12 @@ class SegmentationScores:
     those of Zhou et al., IEEE TMI 2020, Tables IV and VI, DOI 10.1109/TMI.2019.2959609.
 
     A ratio whose denominator is 0 is nan and left out of the mean; if all classes are left out,
-    the mean is nan. So a class that is neither in the truth nor in the prediction has no score
-    (but specificity, 1: each of its pixels was rightly rejected).
+    the mean is nan. So a class that is neither in the truth nor in the prediction has no score,
+    except a specificity of 1, because all of its pixels were rightly rejected.
 
-    ``counts``, an int64 tensor (classes, 4) of true positives, false positives, false negatives
-    and true negatives, is all the state: add another's to merge the two, sum it over processes,
-    assign it to restore. It stays on its device, at first the CPU.
+    The whole state is ``counts``, an int64 tensor (classes, 4) of true positives, false positives,
+    false negatives and true negatives. Add the counts of another object to merge them, sum them
+    over processes, or assign them to restore a state. They stay on their device, at first the CPU.
 
     Args:
         task: "binary", "multiclass" or "multilabel". Default: "binary".
@@ -47,31 +47,35 @@ class SegmentationScores:
             takes the class with the largest logit instead.
 
     Raises:
-        ValueError: if the task is unknown, has another number of classes, or the threshold is not
+        ValueError: the task is unknown or does not allow ``classes``, or the threshold is not
             between 0 and 1.
 
     Examples:
-        >>> scores = SegmentationScores("multiclass", classes=3)
-        >>> for image, target in batches:
-        ...     scores.update(model(image), target)
-        >>> scores.compute()["iou"]["mean"]
+        >>> import torch
+        >>> from nestedseg.metrics import SegmentationScores
+        >>> scores = SegmentationScores("binary")
+        >>> logits = torch.tensor([[[[2.0, 2.0, -1.0, -1.0]]]])  # (N, classes, H, W)
+        >>> scores.update(logits, torch.tensor([[[1, 0, 0, 1]]]))
+        >>> scores.update(logits, torch.tensor([[[1, 1, 0, 0]]]))  # the next batch
+        >>> scores.compute()["iou"]
+        {'mean': 0.6, 'per_class': [0.6]}
     """
 
     def __init__(self, task: Task = "binary", classes: int = 1, threshold: float = 0.5) -> None:
         self.task = choose("task", task, TASKS)
         self.classes = check_classes(self.task, classes)
         if not 0 < threshold < 1:
-            raise ValueError(f"threshold is a probability between 0 and 1, not {threshold}")
+            raise ValueError(f"threshold must be a probability between 0 and 1, got {threshold}")
         self.threshold = threshold
         self.reset()
 
     def reset(self) -> None:
-        """Forget all batches."""
+        """Forgets all batches."""
         self.counts = torch.zeros(self.classes, 4, dtype=torch.int64)
 
     @torch.no_grad()
     def update(self, logits: Tensor, target: Tensor) -> None:
-        """Count the pixels of one batch.
+        """Counts the pixels of one batch.
 
         Args:
             logits: (N, classes, *spatial), 2-D or 3-D, any floating dtype, any device.
@@ -80,24 +84,24 @@ class SegmentationScores:
                 "multilabel": (N, classes, *spatial), of 0 and 1.
 
         Raises:
-            ValueError: if the logits have another number of classes, or the target does not fit.
+            ValueError: the logits have another number of classes, or the target does not fit.
         """
         truth = _hard(class_planes(self.task, logits, target))
         if truth.shape[1] != self.classes:
             raise ValueError(
-                f"logits of shape {tuple(logits.shape)} have {truth.shape[1]} classes, "
-                f"these scores {self.classes}"
+                f"these scores are for {self.classes} classes, got logits with "
+                f"{truth.shape[1]}, of shape {tuple(logits.shape)}"
             )
         self.counts += _count(self._predict(logits), truth).to(self.counts.device)
 
     def compute(self) -> dict[str, Score]:
-        """Compute the scores of the pixels counted so far.
+        """Computes the scores of the pixels counted so far.
 
         Returns:
             ``{"iou": {"mean": 0.75, "per_class": [0.9, 0.6]}, ...}`` with the keys iou, dice,
             sensitivity, specificity, f1 and f2; plain floats, fractions in [0, 1] or nan.
         """
-        # 0/0 is nan in floating point, and nanmean of nothing is nan: the rule for empty classes.
+        # Empty classes need no code of their own: 0/0 is nan, and so is nanmean of nothing.
         tp, fp, fn, tn = self.counts.double().unbind(dim=1)
         dice = 2 * tp / (2 * tp + fp + fn)
         scores = {
@@ -116,19 +120,19 @@ class SegmentationScores:
     def _predict(self, logits: Tensor) -> Tensor:
         if self.task == "multiclass":
             return one_hot(logits.argmax(dim=1), self.classes)
-        # In float32: bf16 would round a probability just above the threshold down to it.
+        # In float32, because bf16 would round a probability just above the threshold down to it.
         return logits.float().sigmoid() > self.threshold
 
 
 def _hard(planes: Tensor) -> Tensor:
     hard = planes.bool()
     if (hard != planes).any():
-        raise ValueError("scores take a target of 0 and 1; the one given has values between")
+        raise ValueError("scores need a target of only 0 and 1, got values between them")
     return hard
 
 
 def _count(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Count tp, fp, fn, tn, (classes, 4), in boolean planes (N, classes, *spatial)."""
+    """Counts tp, fp, fn, tn, as (classes, 4), in boolean planes (N, classes, *spatial)."""
     pixels = [0, *range(2, truth.ndim)]
     outcomes = [predicted & truth, predicted & ~truth, ~predicted & truth, ~predicted & ~truth]
     return torch.stack([outcome.sum(pixels) for outcome in outcomes], dim=1)

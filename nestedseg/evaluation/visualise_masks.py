@@ -1,4 +1,4 @@
-"""Masks painted over images, in colours that colour-blind readers tell apart (Okabe and Ito)."""
+"""Paints masks over images, in colours that colour-blind readers can distinguish (Okabe, Ito)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from nestedseg.data.preprocessing import to_unit
 CLASS_COLOURS = ((86, 180, 233), (0, 158, 115), (204, 121, 167), (0, 114, 178), (230, 159, 0))
 MISSED = (240, 228, 66)
 WRONG = (213, 94, 0)
-INK = "#24292f"  # of text and lines
+INK = "#24292f"  # colour of text and lines
 LUMA = np.array((0.299, 0.587, 0.114))
-NEAR = 3  # pixels between instances that must differ in colour
+NEAR = 3  # pixels; instances that are this near get different colours
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
-    """An image of any depth as RGB uint8, ``(H, W, 3)``, its contrast stretched to be seen."""
+    """An image of any bit depth as RGB uint8, ``(H, W, 3)``, with its contrast stretched."""
     values = to_unit(image)
     low, high = np.percentile(values, (0.5, 99.8))
     values = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
@@ -26,19 +26,19 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def paint_classes(rgb: np.ndarray, mask: np.ndarray, opacity: float = 0.45) -> np.ndarray:
-    """Each class in its colour, outlined, over the image in grey, so that colour means class.
+    """Paints each class in its colour, with an outline, over the image in grey.
 
     Args:
         rgb: ``(H, W, 3)`` uint8.
-        mask: class indices, ``(H, W)``; 0, the background, stays grey. Where there are more
-            classes than colours, colours come round again.
+        mask: class indices, ``(H, W)``; 0, the background, stays grey. If there are more classes
+            than colours, colours repeat.
         opacity: of the paint, in [0, 1].
     """
     return _paint(rgb, mask, mask.astype(np.int64) - 1, opacity)
 
 
 def paint_instances(rgb: np.ndarray, instances: np.ndarray, opacity: float = 0.45) -> np.ndarray:
-    """Each instance outlined and in another colour than its neighbours, over the image in grey.
+    """Paints each instance in another colour than its neighbours, outlined, over the grey image.
 
     Args:
         rgb: ``(H, W, 3)`` uint8.
@@ -49,7 +49,7 @@ def paint_instances(rgb: np.ndarray, instances: np.ndarray, opacity: float = 0.4
 
 
 def paint_errors(rgb: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Right pixels in their class's colour, missed ones in `MISSED`, other errors in `WRONG`."""
+    """Paints correct pixels in their class's colour, missed ones in `MISSED`, others in `WRONG`."""
     right = mask == truth
     painted = paint_classes(rgb, np.where(right, mask, 0), 0.35)
     missed = ~right & (mask == 0)
@@ -58,7 +58,7 @@ def paint_errors(rgb: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> np.nda
 
 
 def _choose_colours(instances: np.ndarray) -> np.ndarray:
-    """For each number, the number of a colour that no instance near it has, where one is left."""
+    """The index of a colour for each instance; if possible, one that no instance near it has."""
     chosen = np.full(instances.max(initial=0) + 1, -1)
     near = _neighbours(instances)
     for number in range(1, len(chosen)):
@@ -69,7 +69,7 @@ def _choose_colours(instances: np.ndarray) -> np.ndarray:
 
 
 def _neighbours(instances: np.ndarray) -> dict[int, set[int]]:
-    """The instances within `NEAR` pixels of each, along rows or columns."""
+    """For each instance, the instances within `NEAR` pixels of it along rows or columns."""
     near = defaultdict(set)
     for array in (instances, instances.T):
         for step in range(1, min(NEAR, len(array) - 1) + 1):
@@ -82,7 +82,7 @@ def _neighbours(instances: np.ndarray) -> dict[int, set[int]]:
 
 
 def _paint(rgb: np.ndarray, mask: np.ndarray, colours: np.ndarray, opacity: float) -> np.ndarray:
-    """What is not 0 in the colour of that number, outlined, over the image in grey."""
+    """Paints where ``mask`` is not 0, in the colours with these indices, over the grey image."""
     palette = np.array(CLASS_COLOURS, np.uint8)[colours % len(CLASS_COLOURS)]
     grey = np.broadcast_to(rgb @ LUMA, (3, *mask.shape)).transpose(1, 2, 0)
     painted = _blend(grey, palette, mask > 0, opacity)
@@ -90,7 +90,7 @@ def _paint(rgb: np.ndarray, mask: np.ndarray, colours: np.ndarray, opacity: floa
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """The pixels of a class, not the background, with a neighbour of another."""
+    """The foreground pixels that have a neighbour of another class."""
     padded = np.pad(mask, 1, mode="edge")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     return (mask > 0) & np.any([mask != each for each in neighbours], axis=0)

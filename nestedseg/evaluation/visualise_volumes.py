@@ -1,4 +1,4 @@
-"""Three orthogonal slices of a volume with the contours of masks, as a picture."""
+"""Draws three orthogonal slices of a volume with the contours of masks."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from nestedseg.data import Volume
 from nestedseg.evaluation.visualise_masks import CLASS_COLOURS, INK, WRONG, to_rgb
 
 WIDTH = 9  # inches
-COLOURS = (CLASS_COLOURS[0], WRONG)  # of the masks, in their order
+COLOURS = (CLASS_COLOURS[0], WRONG)  # of the first and the second mask
 
 
 class Case(NamedTuple):
-    """What a row of slices shows.
+    """The content of one row of slices.
 
     Args:
-        name: its title.
-        volume: the picture underneath.
-        masks: class indices ``(D, H, W)``, by name; the first one decides where the slices lie.
+        name: title of the row.
+        volume: the volume that is shown.
+        masks: class indices ``(D, H, W)``, by name; the first decides where the slices are.
     """
 
     name: str
@@ -32,10 +32,10 @@ class Case(NamedTuple):
 
 
 def draw_slices(cases: Sequence[Case], path: Path) -> None:
-    """A row for each volume, cut where its first mask has most foreground, as a PNG.
+    """Draws a row of slices for each volume, where its first mask has most foreground, as a PNG.
 
-    All slices are to one scale. They show their first axis upwards: a NIfTI volume's head, or
-    front, is up, its right side right.
+    All slices have the same scale. Their first axis points upwards: in a NIfTI volume the head, or
+    the front, is up, and the right side is right.
     """
     plt = pyplot()
     rows = [_slices(case) for case in cases]
@@ -57,7 +57,7 @@ def draw_slices(cases: Sequence[Case], path: Path) -> None:
 
 
 def pyplot() -> ModuleType:
-    """Matplotlib that draws to files: no display is needed, nor taken."""
+    """Matplotlib's pyplot, set to draw to files, without a display."""
     require("matplotlib").use("Agg")
     return require("matplotlib.pyplot")
 
@@ -90,13 +90,13 @@ def _slices(case: Case) -> list[_Panel]:
 
 
 def _slice(voxels: np.ndarray, axis: int, index: int) -> np.ndarray:
-    return np.moveaxis(voxels, axis, 0)[index]  # a view: `take` might copy all of a file
+    return np.moveaxis(voxels, axis, 0)[index]  # a view: `take` may copy a whole memory-mapped file
 
 
 def fullest(mask: np.ndarray) -> list[int]:
-    """Along each axis, the slice with most foreground; the middle one where there is none."""
+    """The index of the slice with most foreground along each axis; the middle one without any."""
     areas = [np.zeros(length, int) for length in mask.shape]
-    for index, plane in enumerate(mask):  # one by one: a mask may be larger than memory
+    for index, plane in enumerate(mask):  # by planes, because a mask may be larger than memory
         foreground = plane > 0
         areas[0][index] = foreground.sum()
         areas[1] += foreground.sum(1)
@@ -108,7 +108,7 @@ def _draw_panel(axes: Any, panel: _Panel) -> None:
     height, width = panel.size
     axes.imshow(to_rgb(panel.pixels), origin="lower", extent=(0, width, 0, height),
                 interpolation="nearest")
-    # with a border of background, or the contour of a mask would stay open at the edge
+    # padded with background, because a contour would otherwise stay open at the edge
     ys, xs = ((np.arange(length + 2) - 0.5) * step
               for length, step in zip(panel.pixels.shape, panel.spacing))
     for mask, colour in zip(panel.masks, COLOURS):

@@ -1,1 +1,1 @@
-"""Models on disk and on the Hugging Face Hub: files, checkpoints, cards, pushing."""
+"""Saving, loading and pushing models, on disk and on the Hugging Face Hub."""

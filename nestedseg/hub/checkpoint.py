@@ -1,8 +1,8 @@
-"""Weights in files, one for each depth, so that a shallow model is had without the rest.
+"""Weights in several files, so that a shallow depth can be loaded without the rest.
 
-L^1 lies within L^2, and so on: file k holds what the k-th depth needs beyond the depths before it.
-An index, in the form that transformers and accelerate read too, says which tensor is in which file,
-and the checksum of each. A model of one head is one file.
+The tensors of L^1 are among those of L^2, and so on: file k has what the k-th depth needs beyond
+the depths before it. An index, in a form that transformers and accelerate read too, has the file of
+each tensor and the checksum of each file. A model with one head is a single file.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from torch import Tensor, nn
 
 from nestedseg.base.errors import blamed, show
 from nestedseg.base.version import __version__
-from nestedseg.decoder.blocks import WEIGHTLESS
+from nestedseg.decoder.blocks import without_tensors
 from nestedseg.decoder.compiler import head_name
 from nestedseg.decoder.meta import meta_copy, own_tensors
 from nestedseg.hub import storage
 from nestedseg.hub.contract import Saved
 from nestedseg.topology.graph import Graph
 
-CHECKSUM = "sha256"  # in the config, of the one file; in the index, before the name of each
-STATISTICS = ("running_mean", "running_var")  # other buffers may be bounds, at infinity
+CHECKSUM = "sha256"  # key in the config, for a single file; prefix of keys in the index
+STATISTICS = ("running_mean", "running_var")  # must be finite; other buffers may be infinite bounds
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Source(Protocol):
-    """Where a model's files are: a folder, or a repo on the Hub."""
+    """Where the files of a model are: a folder, or a repo on the Hub."""
 
     name: str
 
@@ -49,7 +49,7 @@ class Source(Protocol):
 
 
 def save(directory: Path, config: Mapping[str, Any], model: Saved) -> None:
-    """Writes config, weights and, of several heads, the index, in place of an earlier model's."""
+    """Saves a model: config, weights and, with several heads, an index; replaces an earlier one."""
     files = split_by_depth(model)
     writers: dict[str, storage.Writer] = {file: _weights_writer(model, names)
                                           for file, names in files.items()}
@@ -62,23 +62,23 @@ def save(directory: Path, config: Mapping[str, Any], model: Saved) -> None:
 
 
 def _own_checksum(directory: Path, files: Mapping[str, list[str]]) -> dict[str, str]:
-    """Of the one file; without an index, the config has it."""
+    """The checksum that goes into the config: of a single weights file, which has no index."""
     return {CHECKSUM: storage.sha256(directory / storage.WEIGHTS)} if len(files) == 1 else {}
 
 
 def split_by_depth(model: Saved) -> dict[str, list[str]]:
     """The names of the tensors in each file, shallow -> deep.
 
-    A tensor that the model has under several names is written under one, unless its pruned form
-    knows it under another.
+    A tensor that the model has under several names is written under one of them, or under several
+    if pruned models know it by different ones.
     """
     whole = list(own_tensors(model))
     count = len(model.depths)
     if count <= 1:
         return {storage.WEIGHTS: whole}
-    ghost: Any = meta_copy(model)  # of several depths, so that it can be pruned
-    needed = [list(own_tensors(ghost.prune(depth))) for depth in model.depths]
-    needed[-1] += whole  # were there tensors that no depth needs
+    copy: Any = meta_copy(model)  # any model with several depths has `prune`
+    needed = [list(own_tensors(copy.prune(depth))) for depth in model.depths]
+    needed[-1] += whole  # tensors that no depth needs, if there are any
     placed: set[str] = set()
     files = {}
     for number, names in enumerate(needed, 1):
@@ -90,7 +90,8 @@ def split_by_depth(model: Saved) -> dict[str, list[str]]:
 
 def make_index(directory: Path, files: Mapping[str, list[str]],
                tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The index of files that have been written; its metadata are strings, as others expect."""
+    """The index of files that have been written. Its metadata are strings, as transformers expects.
+    """
     size = sum(tensors[name].nbytes for names in files.values() for name in names)
     checksums = {f"{CHECKSUM}.{file}": storage.sha256(directory / file) for file in files}
     return {"metadata": {"format": "pt", "total_size": str(size), **checksums},
@@ -99,7 +100,7 @@ def make_index(directory: Path, files: Mapping[str, list[str]],
 
 def _weights_writer(model: nn.Module, names: list[str]) -> storage.Writer:
     def write(path: Path) -> None:
-        state = model.state_dict()  # cloned, because safetensors refuses tensors that share memory
+        state = model.state_dict()  # cloned below: safetensors rejects tensors that share memory
         tensors = {name: state[name].clone(memory_format=torch.contiguous_format)
                    for name in names}
         safetensors.torch.save_file(tensors, path, {"format": "pt"})
@@ -115,12 +116,12 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which tensor is in which of a source's files.
+    """Which tensor is in which file.
 
     Args:
-        file: that says so: the index, or the one with all tensors.
+        file: where this is written: the index, or the single file with all tensors.
         places: the file of each tensor.
-        checksums: of the files that are still to be verified.
+        checksums: of the files that have not been verified yet.
     """
 
     file: str
@@ -133,16 +134,19 @@ class Layout:
 
 def read_weights(source: Source, layout: Layout, expected: Mapping[str, Tensor],
                  known: Set[str] | None) -> dict[str, Tensor]:
-    """The weights of a model, from the files that hold any of them; all of one dtype, finite.
+    """Reads the weights of a model from those files that contain any of them.
 
-    Nothing is read before the names and shapes in all those files are what they should be.
+    Names and shapes in all these files are checked before any tensor is read. All weights must be
+    finite and of one dtype.
 
     Args:
+        source: where the files are.
+        layout: which tensor is in which file.
         expected: the tensors of the model, on the meta device.
-        known: all names that the source may have; ``None`` = any, of a model that was pruned.
+        known: all names that the source may have; ``None`` = any, because only one depth is read.
 
     Raises:
-        ValueError: a file is damaged, or its content is not what it should be.
+        ValueError: a file is damaged, or its tensors are not those of the model.
         OSError: a file is missing or cannot be downloaded.
     """
     with blamed(source.where(layout.file)):
@@ -162,14 +166,15 @@ def read_weights(source: Source, layout: Layout, expected: Mapping[str, Tensor],
 
 
 def find_layout(source: Source, sharded: bool, checksum: Any) -> Layout:
-    """The index, or the names in the single file.
+    """The layout of a source's weights: from its index, or from the names in the single file.
 
     Args:
+        source: where the files are.
         sharded: whether to look for the index first.
         checksum: of the single file, if the config has it.
 
     Raises:
-        FileNotFoundError: there is neither.
+        FileNotFoundError: there is neither an index nor a single file.
     """
     for file in (storage.INDEX, storage.WEIGHTS) if sharded else (storage.WEIGHTS, storage.INDEX):
         path = source.find(file)
@@ -177,9 +182,9 @@ def find_layout(source: Source, sharded: bool, checksum: Any) -> Layout:
             break
     else:
         raise FileNotFoundError(
-            f"{source.name!r} holds no weights that can be loaded: {storage.WEIGHTS} is missing, "
-            f"and {storage.INDEX} too. A pickle, such as pytorch_model.bin, is never read: it may "
-            "run any code")
+            f"no weights to load in {source.name!r}: neither {storage.WEIGHTS} nor "
+            f"{storage.INDEX} is there. Pickles, such as pytorch_model.bin, are never read, "
+            "because they may run any code")
     if file == storage.WEIGHTS:
         verify(source, file, path, checksum)
     with blamed(source.where(file)):
@@ -189,49 +194,59 @@ def find_layout(source: Source, sharded: bool, checksum: Any) -> Layout:
 
 
 def verify(source: Source, file: str, path: Path, checksum: Any) -> None:
-    """Refuses a file that is not the one that was saved. Files by others have no checksum.
+    """Checks that a file is the one that was saved. Files of other libraries have no checksum.
 
     Raises:
-        ValueError, HubError: as the source says it.
+        ValueError: it is not, and the source is a folder.
+        HubError: it is not, and the source is a repo.
     """
     if checksum is not None and checksum != (found := storage.sha256(path)):
         raise source.damage(file, f"its {CHECKSUM} is {found}, expected {show(checksum)}")
 
 
 def parse_index(data: Mapping[str, Any]) -> Layout:
-    """The checked content of an index: its files lie beside it, and are safetensors.
+    """Checks an index: all of its files must be safetensors files in the same folder.
 
     Raises:
-        ValueError: it is no index, or names another file.
+        ValueError: it is not an index, or names another file.
     """
     places, metadata = data.get("weight_map"), data.get("metadata", {})
     if not isinstance(places, dict) or not places or not isinstance(metadata, dict):
-        raise ValueError("no index of weights: expected 'weight_map', from tensors to files")
+        raise ValueError("not an index of weights: expected a 'weight_map' from the names of "
+                         f"tensors to files, got {show(places)}")
     for file in places.values():
         if not isinstance(file, str) or not storage.is_weights(file) or file == storage.INDEX:
-            raise ValueError(f"the index leads to {show(file)}; allowed are {storage.WEIGHTS} and "
-                             "names like model-00001-of-00004.safetensors in the same folder")
+            raise ValueError(f"the index names the file {show(file)}; allowed are "
+                             f"{storage.WEIGHTS} and names like "
+                             "model-00001-of-00004.safetensors, in the same folder")
     checksums = {file: metadata.get(f"{CHECKSUM}.{file}") for file in set(places.values())}
     return Layout(storage.INDEX, places, checksums)
 
 
 def check_nodes(graph: Graph, layout: Layout) -> None:
-    """Refuses a graph with nodes or heads of which there are no weights, before it is built.
+    """Checks, before a graph is built, that there are weights for all of its nodes and heads.
 
     Raises:
-        ValueError: naming some.
+        ValueError: there are none for some; the message names them.
     """
-    nodes = [name for name, node in graph.nodes.items() if node.block not in WEIGHTLESS]
+    empty = without_tensors()
+    nodes = [name for name, node in graph.nodes.items() if node.block not in empty]
     wanted = {f"decoder.{name}" for name in (*nodes, *map(head_name, graph.heads))}
     check_names(wanted, {".".join(name.split(".")[:2]) for name in layout.places}, None,
                 "its config")
 
 
 def check_names(wanted: Set[str], found: Set[str], known: Set[str] | None, by: str) -> None:
-    """Refuses weights unless all tensors that are wanted are there, and no unknown one.
+    """Checks that all wanted tensors were found, and none that is not known.
+
+    Args:
+        wanted: names that must be there.
+        found: names that are there.
+        known: names that may be there; ``None`` = any.
+        by: where the wanted names come from, for the message.
 
     Raises:
-        ValueError: naming those that differ.
+        ValueError: the names differ; the message lists them.
     """
     missing, surplus = wanted - found, set() if known is None else found - known
     if missing or surplus:
@@ -241,10 +256,10 @@ def check_names(wanted: Set[str], found: Set[str], known: Set[str] | None, by: s
 
 def check_shapes(expected: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]],
                  names: Set[str]) -> None:
-    """Refuses a file unless it holds these tensors alone, those expected in their shape.
+    """Checks that a file contains exactly these tensors, and that their shapes are as expected.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: a name or shape differs; the message names the tensor.
     """
     check_names(names, shapes.keys(), names, "its index")
     for name in sorted(names & expected.keys()):
@@ -253,22 +268,24 @@ def check_shapes(expected: Mapping[str, Tensor], shapes: Mapping[str, tuple[int,
 
 
 def check_values(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Refuses weights of a type that no model has, or of several, or that are no numbers.
+    """Checks that all weights have one supported dtype and are finite.
 
     Raises:
-        ValueError: naming a tensor.
+        ValueError: they do not; the message names a tensor.
     """
     dtypes = {}
     for name, tensor in tensors.items():
         floating = expected[name].is_floating_point()
-        if tensor.dtype not in (DTYPES if floating else (expected[name].dtype,)):
-            raise ValueError(f"{name!r} is of {tensor.dtype}; it cannot be")
+        allowed = DTYPES if floating else (expected[name].dtype,)
+        if tensor.dtype not in allowed:
+            raise ValueError(f"unsupported dtype {tensor.dtype} for tensor {name!r}; allowed: "
+                             f"{', '.join(map(str, allowed))}")
         if floating:
             dtypes[tensor.dtype] = name
             learned = isinstance(expected[name], nn.Parameter) or name.endswith(STATISTICS)
             if tensor.isnan().any() or (learned and tensor.isinf().any()):
-                raise ValueError(f"{name!r} holds values that are not finite: the model diverged "
-                                 "in training, or the file is damaged")
+                raise ValueError(f"tensor {name!r} has values that are not finite: the model "
+                                 "diverged in training, or the file is damaged")
     if len(dtypes) > 1:
-        raise ValueError(f"it mixes {sorted(map(str, dtypes))}, say in "
+        raise ValueError(f"the tensors mix the dtypes {sorted(map(str, dtypes))}, for example in "
                          f"{show(sorted(dtypes.values()))}; expected one dtype")

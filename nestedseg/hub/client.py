@@ -1,4 +1,4 @@
-"""The Hugging Face Hub through its own client, whose many errors come out as one."""
+"""The Hugging Face Hub through its own client, whose many kinds of errors become `HubError`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from huggingface_hub import errors
 from nestedseg.base.version import __version__
 
 _ID = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
-AGAIN = "Try again: files that came through whole are not sent twice"
+AGAIN = "Try again: files that arrived completely are not sent twice"
 
 
 class HubError(OSError):
-    """A request to the Hub failed. The message names the repo, the file and what can be done."""
+    """A request to the Hub failed. The message names the repo, the file and what to do."""
 
 
 def is_repo_id(name: str) -> bool:
-    """Whether a repo on the Hub may be called so: ``"user/name"``."""
+    """Whether ``name`` has the form of a repo id on the Hub, ``"user/name"``."""
     if not _ID.fullmatch(name):
         return False
     try:
@@ -35,10 +35,10 @@ def is_repo_id(name: str) -> bool:
 
 @contextmanager
 def explained(action: str) -> Iterator[None]:
-    """Raises whatever the client raises as a `HubError` that begins with ``action``.
+    """Turns every error of the client inside into a `HubError` that begins with ``action``.
 
-    The client lets through errors of its HTTP library, which is another one in each of its major
-    versions, so that they can only be caught as any `Exception`.
+    The client also raises errors of its HTTP library, which differs between its major versions, so
+    `Exception` is caught.
     """
     try:
         yield
@@ -46,19 +46,19 @@ def explained(action: str) -> Iterator[None]:
         raise
     except Exception as error:
         if type(error) is ValueError and isinstance(error.__cause__, Exception):
-            error = error.__cause__  # what a forced download says hides why it failed
+            error = error.__cause__  # a forced download wraps the reason in a ValueError
         text = " ".join(str(error).split()) or type(error).__name__
         raise HubError(f"{action}: {advice(error)} ({text[:500]})") from error
 
 
 def advice(error: Exception) -> str:
-    """What went wrong and what can be done about it."""
+    """A sentence that says what went wrong, and what can be done about it."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
-        return "its owner grants access. Ask for it on the repo's page, and give your token"
+        return "its owner must grant access. Ask for it on the repo's page, then give your token"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "there is no such repo, or it is private. Check the name, or give a token " \
-               "(token=..., or `hf auth login`) that may read it"
+        return "there is no such repo, or it is private. Check the name, or give a token with " \
+               "access to it (token=..., or `hf auth login`)"
     if isinstance(error, errors.RevisionNotFoundError):
         return "the repo has no such branch, tag or commit"
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
@@ -66,25 +66,26 @@ def advice(error: Exception) -> str:
     if isinstance(error, errors.EntryNotFoundError):
         return "the repo has no such file"
     if status in (401, 403):
-        return "access denied. The token is missing, has expired or has no right to do this: " \
+        return "access denied. The token is missing, has expired or lacks the right to do this: " \
                "make one at https://huggingface.co/settings/tokens"
     if status is not None and status >= 500:
-        return f"the Hub is out of order (status {status}). Try again later"
+        return f"the Hub has a problem (status {status}). Try again later"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full. Make room, or choose another cache_dir"
     if status == 412:
-        return "somebody else has pushed at the same moment. Try again"
+        return "somebody else pushed at the same moment. Try again"
     if status is not None or isinstance(error, ValueError):
-        return "it was refused"
-    return f"the transfer broke. {AGAIN}"
+        return "the Hub refused the request"
+    return f"the transfer was interrupted. {AGAIN}"
 
 
 class Repo:
     """The files of a repo at one commit, in the client's cache.
 
     Args:
-        revision: a branch, tag or commit. The first file that is asked for tells which commit that
-            is; all others are of the same one, so that a model is never put together from two.
+        name: the repo's id.
+        revision: a branch, tag or commit. It is resolved to a commit with the first file; all other
+            files come from that commit, so that a model is never mixed from two.
         options: further arguments of `huggingface_hub.hf_hub_download`.
     """
 
@@ -92,14 +93,14 @@ class Repo:
         self.name, self.revision, self.options = name, revision, options
 
     def where(self, file: str) -> str:
-        """What messages call this file."""
+        """The name of a file in messages."""
         return f"{file!r} of the repo {self.name!r}"
 
     def find(self, file: str) -> Path | None:
-        """The file, downloaded where it is not cached; ``None`` = the repo has none.
+        """The path of a file, downloaded if it is not in the cache; ``None`` = the repo lacks it.
 
         Raises:
-            HubError: it cannot be had.
+            HubError: the download failed.
         """
         known = huggingface_hub.try_to_load_from_cache(
             self.name, file, self.options.get("cache_dir"), self.revision)
@@ -113,10 +114,10 @@ class Repo:
             raise
 
     def get(self, file: str) -> Path:
-        """The file, downloaded where it is not cached.
+        """The path of a file, downloaded if it is not in the cache.
 
         Raises:
-            HubError: it cannot be had.
+            HubError: the download failed, or the repo does not have the file.
         """
         with explained(f"cannot load {self.where(file)}"):
             path = Path(huggingface_hub.hf_hub_download(
@@ -126,12 +127,12 @@ class Repo:
         return path
 
     def damage(self, file: str, reason: str) -> Exception:
-        """The error of a file that is not what was pushed."""
+        """The error for a file whose content is not what was pushed."""
         return HubError(f"{self.where(file)} is damaged: {reason}. Load the model again with "
                         "force_download=True, which replaces what is in the cache")
 
 
 def is_absence(error: BaseException | None) -> bool:
-    """Whether the repo was asked and has no such file."""
+    """Whether an error means that the Hub was reached and the repo lacks the file."""
     return isinstance(error, errors.EntryNotFoundError) and not isinstance(
         error, errors.LocalEntryNotFoundError)

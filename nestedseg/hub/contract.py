@@ -1,4 +1,4 @@
-"""What the saving and publishing of a model needs to know of it."""
+"""The contract between `nestedseg.hub` and the models that it saves and publishes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nestedseg.topology.graph import Graph
 
 
 class Saved(nn.Module):
-    """A model that a config describes: a semantic one, or a detector."""
+    """The base class of models that can be saved: semantic models and detectors."""
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that is needed to rebuild the model, as JSON-able values."""
+        """Everything that is needed to rebuild the model, as JSON-able values."""
         raise NotImplementedError
 
     @property
@@ -26,21 +26,21 @@ class Saved(nn.Module):
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """The depths that have a head, shallow -> deep; none of a model that cannot be pruned."""
+        """The depths that have a head, shallow -> deep; empty if the model cannot be pruned."""
         raise NotImplementedError
 
     def prune(self, depth: int) -> Any:
-        """The model that ends in the head of this depth, of a model that has depths."""
+        """Extracts one depth as a standalone model; only called if there are depths."""
         raise NotImplementedError
 
     def _make_card(self, repo_id: str, config: Mapping[str, Any], license: str | None,
                    pictures: Mapping[str, str]) -> huggingface_hub.ModelCard:
-        """The model card.
+        """Writes the model card.
 
         Args:
-            repo_id: where it will be, ``"user/name"``.
-            config: the model's, with what is said of its training.
-            license: as the Hub names it, say ``"mit"``.
-            pictures: files in the repo, by what they show.
+            repo_id: the repo that it is for, ``"user/name"``.
+            config: the model's, including the facts about its training.
+            license: the Hub's name for it, for example ``"mit"``.
+            pictures: paths of files in the repo, by what they show.
         """
         raise NotImplementedError

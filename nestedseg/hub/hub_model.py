@@ -1,4 +1,4 @@
-"""What all models of the library have in common: they are saved, and pushed to the Hub, alike."""
+"""`HubModel`: the methods that save a model and push it to the Hub, the same for all models."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class HubModel(Saved):
     """A model that can be saved and pushed."""
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes ``config.json`` and the weights, which `from_pretrained` reads.
+        """Saves the model to a folder, as ``config.json`` and weights for `from_pretrained`.
 
-        The weights are ``model.safetensors``; of several heads, one file for each depth and their
-        index. They replace an earlier model's, all at once: killed at any moment, the folder holds
-        the old model or the new one.
+        The weights are ``model.safetensors`` or, with several heads, one file for each depth and an
+        index. An earlier model in the folder is replaced, all at once: if the program is killed,
+        the folder contains either the old model or the new one.
 
         Args:
-            directory: made where it is not there.
+            directory: the folder; it is made if it does not exist.
         """
         checkpoint.save(Path(directory), self.config, self)
 
@@ -43,27 +43,27 @@ class HubModel(Saved):
     ) -> huggingface_hub.CommitInfo:
         """Pushes the model and its card to a repo on the Hugging Face Hub, in one commit.
 
-        Files of an earlier model go; others stay, and so does a card that somebody has made their
-        own: the library writes anew only those with its mark.
+        Files of an earlier model in the repo are deleted, other files stay. A card is replaced only
+        if it still has the library's mark; remove that line to keep a card of your own.
 
         Args:
-            repo_id: ``"user/name"``; made where it is not there.
-            private: whether a repo that is made is private; default: as the account says.
-            token: with the right to write; default: the one stored by ``hf auth login``.
-            revision: branch, made where it is not there; default: the main one.
+            repo_id: ``"user/name"``; the repo is made if it does not exist.
+            private: whether a new repo is private; default: the account's setting.
+            token: a token with the right to write; default: the one stored by ``hf auth login``.
+            revision: a branch, made if it does not exist; default: the main branch.
             commit_message: default: topology and version.
             metrics: scores by depth and name, ``{2: {"iou": 0.88, "dice": 0.94}}``, as fractions.
             dataset: what it was trained and scored on: a name, or the id of a data set on the Hub.
-            license: as the Hub names it, ``"mit"`` or ``"cc-by-4.0"``.
-            training: what else is to be known of the training: short texts and numbers.
+            license: the Hub's name of the licence, ``"mit"`` or ``"cc-by-4.0"``.
+            training: further facts about the training: short texts and numbers.
             pictures: files for the card, by what they show.
 
         Returns:
-            The client's account of the commit; ``.oid`` is its name, ``.commit_url`` its address.
+            The client's `CommitInfo`: ``.oid`` is the commit's hash, ``.commit_url`` its address.
 
         Raises:
-            HubError: the Hub refuses, or is out of reach (an `OSError`).
-            ValueError: facts that cannot be, or a public repo where a private one was asked for.
+            HubError: the Hub refuses, or cannot be reached (an `OSError`).
+            ValueError: facts that are not allowed, or an existing public repo with ``private``.
         """
         return publish.push_model(
             self, repo_id, private, token, revision, commit_message, metrics=metrics,

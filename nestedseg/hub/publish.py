@@ -1,4 +1,4 @@
-"""A model to a repo on the Hugging Face Hub: weights, config and card, in one commit."""
+"""Pushes a model to a repo on the Hugging Face Hub: weights, config and card, in one commit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from nestedseg.hub.facts import check_training
 
 CARD = "README.md"
 MAIN = "main"
-# What an earlier push may have left, also one by another library: readers would prefer some of it.
+# Files that an earlier push, also by another library, may have left. They are deleted, because
+# readers would load some of them in place of the new ones.
 STALE = (storage.WEIGHTS, "model-?????-of-?????.safetensors", storage.INDEX, "pytorch_model.bin",
          "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json")
 
@@ -28,7 +29,8 @@ STALE = (storage.WEIGHTS, "model-?????-of-?????.safetensors", storage.INDEX, "py
 def push_model(model: Saved, repo_id: str, private: bool | None = None,
                token: str | bool | None = None, revision: str | None = None,
                commit_message: str | None = None, **facts: Any) -> huggingface_hub.CommitInfo:
-    """See `SegmentationModel.push_to_hub`; ``facts`` are those of `write_repo`."""
+    """Pushes a model; see `HubModel.push_to_hub`. ``facts`` are further arguments of `write_repo`.
+    """
     with TemporaryDirectory() as name:
         folder = Path(name, "repo")
         write_repo(model, folder, repo_id, **facts)
@@ -50,11 +52,11 @@ def push_model(model: Saved, repo_id: str, private: bool | None = None,
 
 
 def open_repo(repo_id: str, private: bool | None = None, token: str | bool | None = None) -> None:
-    """Makes a repo that is not there yet.
+    """Makes a repo if it does not exist.
 
     Raises:
         HubError: it cannot be made or written to.
-        ValueError: it is no repo id, or the repo is public and was to be private.
+        ValueError: ``repo_id`` is not a repo id, or a private repo was asked for and it is public.
     """
     check_repo_id(repo_id)
     api = huggingface_hub.HfApi(token=token)
@@ -62,12 +64,16 @@ def open_repo(repo_id: str, private: bool | None = None, token: str | bool | Non
         api.create_repo(repo_id, private=private, exist_ok=True)
         public = private and not api.model_info(repo_id).private
     if public:
-        raise ValueError(f"the repo {repo_id!r} is there already, and public: make it private in "
-                         "its settings, or choose another name")
+        raise ValueError(f"private=True, but the repo {repo_id!r} exists and is public: make it "
+                         "private in its settings, or choose another name")
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Refuses what no repo can be called."""
+    """Checks that ``repo_id`` has the form ``"user/name"``.
+
+    Raises:
+        ValueError: it has not.
+    """
     if not isinstance(repo_id, str) or not is_repo_id(repo_id):
         raise ValueError(f"expected the id of a repo, like 'user/name', got {show(repo_id)}")
 
@@ -77,10 +83,10 @@ def write_repo(model: Saved, folder: Path, repo_id: str,
                dataset: str | None = None, license: str | None = None,
                training: Mapping[str, Any] | None = None,
                pictures: Mapping[str, Path] | None = None) -> None:
-    """Writes what `push_model` sends; a card in the folder that is somebody's own stays.
+    """Writes the files that `push_model` sends to a folder. A card without the mark is kept.
 
     Raises:
-        ValueError: scores of a depth without a head, or facts that cannot be kept.
+        ValueError: scores of a depth without a head, or facts that are not allowed.
         FileNotFoundError: a picture is missing.
     """
     check_repo_id(repo_id)
@@ -102,7 +108,7 @@ def write_repo(model: Saved, folder: Path, repo_id: str,
 def training_facts(model: Saved, before: Mapping[str, Any] | None,
                    metrics: Mapping[Any, Any] | None, dataset: str | None,
                    training: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What the config says of the training: what it said before, and what is said now."""
+    """The facts about the training for the config: the earlier ones, updated with the new ones."""
     now = dict(training or {})
     if dataset is not None:
         now["dataset"] = dataset
@@ -113,7 +119,11 @@ def training_facts(model: Saved, before: Mapping[str, Any] | None,
 
 def scores_by_depth(model: Saved,
                     metrics: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """The scores as the config keeps them."""
+    """The scores in the form that the config keeps, with depths as strings.
+
+    Raises:
+        GraphError: there is no head at a depth.
+    """
     for depth in metrics:
         model.graph.head(depth)
     return {str(depth): dict(scores) for depth, scores in metrics.items()}

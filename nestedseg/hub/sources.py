@@ -1,4 +1,4 @@
-"""Where a model's files are: a folder, or a repo on the Hugging Face Hub."""
+"""Sources of a model's files: a folder, or a repo on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from nestedseg.hub.client import Repo, is_repo_id
 
 
 def open_source(name: str | Path, **options: Any) -> Source:
-    """The folder of this name if there is one, else the repo.
+    """The folder of this name if it exists, else the repo with this id.
 
     Raises:
-        FileNotFoundError: it is neither.
+        FileNotFoundError: ``name`` is neither.
     """
     if name != "" and Path(name).is_dir():
         return Folder(Path(name))
@@ -32,24 +32,25 @@ class Folder:
         self.directory, self.name = directory, str(directory)
 
     def where(self, file: str) -> str:
-        """What messages call this file."""
+        """The name of a file in messages."""
         return repr(str(self.directory / file))
 
     def find(self, file: str) -> Path | None:
-        """The file; ``None`` = it is not there."""
+        """The path of a file; ``None`` = it is not there."""
         return storage.find(self.directory, file)
 
     def get(self, file: str) -> Path:
-        """The file.
+        """The path of a file.
 
         Raises:
             FileNotFoundError: it is not there.
         """
         path = self.find(file)
         if path is None:
-            raise FileNotFoundError(f"{self.name!r} holds no nestedseg model: {file} is missing")
+            raise FileNotFoundError(f"not the folder of a saved model: {self.name!r}; {file} is "
+                                    "missing")
         return path
 
     def damage(self, file: str, reason: str) -> Exception:
-        """The error of a file that is not what was saved."""
+        """The error for a file whose content is not what was saved."""
         return ValueError(f"{self.where(file)} is damaged: {reason}. Copy or save the model again")

@@ -1,9 +1,9 @@
-"""Config and weights on disk: atomic to write, strict and bounded to read, never a pickle.
+"""Config and weights on disk: written atomically, read with strict checks and bounds, no pickles.
 
-Files are first written to a folder of their own, then that folder is renamed, which commits them
-all at once, then they are moved into place, in place of all files of an earlier model. Killed at
-any moment, the model is the old one or the new one: a reader finds a committed file before the one
-that it is about to replace.
+Files are first written to a folder of their own. Renaming that folder commits all of them at once.
+Then they are moved to their places, and replace the files of an earlier model. If the program is
+killed at any moment, readers find either the old model or the new one: they look among the
+committed files first.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ Writer = Callable[[Path], object]
 
 
 def replace_files(directory: Path, writers: Mapping[str, Writer]) -> None:
-    """Writes the files of a model by name, all or none, in place of those of an earlier one.
+    """Writes the files of a model, all or none, and removes those of an earlier one.
 
     Args:
-        directory: made where it is not there; other files in it stay.
-        writers: each writes the file at the path that it is given; those before it are written,
-            in the same folder. One of them is that of config.json.
+        directory: made if it does not exist; other files in it stay.
+        writers: by file name, functions that write the file at the path they are given. They run in
+            order, in one folder, so that each can read the files before it. One writes config.json.
     """
     directory.mkdir(parents=True, exist_ok=True)
     finish(directory)
@@ -68,7 +68,7 @@ def replace_files(directory: Path, writers: Mapping[str, Writer]) -> None:
 
 @contextmanager
 def drafted(path: Path) -> Iterator[Path]:
-    """Where to write a file that is to take the place of ``path``, once it is complete."""
+    """A path to write to; the file replaces ``path`` when the context ends without an error."""
     draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield draft
@@ -79,10 +79,10 @@ def drafted(path: Path) -> Iterator[Path]:
 
 
 def finish(directory: Path) -> None:
-    """Moves committed files into place, where a save was killed before it had.
+    """Moves committed files, if there are any, to their places; also those of a killed save.
 
-    The config goes first, after all of the earlier model's files: while it is still in the folder
-    of committed files, so are all others, and they alone are the model.
+    First the earlier model's weights are removed, then the config is moved, then the other files.
+    As long as the config is in the folder of committed files, that folder has the whole model.
     """
     committed = directory / _COMMITTED
     if not committed.is_dir():
@@ -99,7 +99,7 @@ def finish(directory: Path) -> None:
 
 
 def is_weights(name: str) -> bool:
-    """Whether a saved model may have a file of this name, beside its config."""
+    """Whether a file of this name belongs to the weights of a saved model."""
     return name in (WEIGHTS, INDEX) or SHARD.fullmatch(name) is not None
 
 
@@ -112,7 +112,7 @@ def _to_disk(path: Path) -> None:
 
 
 def find(directory: Path, name: str) -> Path | None:
-    """Where the file of this name of the model in a folder is; ``None`` = nowhere."""
+    """The path of a file of the model in a folder; ``None`` = it is not there."""
     committed = directory / _COMMITTED
     places = [committed] if (committed / CONFIG).is_file() else [committed, directory]
     return next((place / name for place in places if (place / name).is_file()), None)
@@ -122,48 +122,53 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ValueError: it is too large, no JSON object, or has a key twice.
+        ValueError: the file is too large, is not a JSON object, or has a key twice.
     """
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"it has {path.stat().st_size} bytes; at most {MAX_JSON_BYTES} are read")
+        raise ValueError(f"the file is too large: {path.stat().st_size} bytes, allowed are at most "
+                         f"{MAX_JSON_BYTES}")
     return parse_json(path.read_bytes())
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
-    """The object in a JSON text."""
+    """The object in a JSON text.
+
+    Raises:
+        ValueError: it is not a JSON object, or has a key twice.
+    """
     try:
         data = json.loads(text.decode("utf-8"), object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"no valid JSON: {error}") from None
+        raise ValueError(f"not valid JSON: {error}") from None
     if not isinstance(data, dict):
         raise ValueError(f"expected a JSON object, got {type(data).__name__}")
     return data
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in a safetensors file; none is read.
+    """The shape of each tensor in a safetensors file; no tensor is read.
 
     Raises:
-        ValueError: the file is damaged, or its header is too large or holds a name twice.
+        ValueError: the file is damaged, or its header is too large or has a name twice.
     """
-    with path.open("rb") as file:  # safetensors itself takes the last of tensors of one name
+    with path.open("rb") as file:  # read here too: safetensors itself accepts a name twice
         size = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))[0]
         if size > MAX_JSON_BYTES:
-            raise ValueError(f"damaged or no safetensors file: a header of {size} bytes; at most "
-                             f"{MAX_JSON_BYTES} are read")
+            raise ValueError(f"damaged, or not a safetensors file: a header of {size} bytes; at "
+                             f"most {MAX_JSON_BYTES} are allowed")
         parse_json(file.read(size))
     with _damage(), safe_open(path, framework="pt") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
 
 
 def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    """These tensors of a safetensors file; the others are not read.
+    """Reads some tensors of a safetensors file.
 
     Raises:
         ValueError: the file is damaged.
     """
     with _damage(), safe_open(path, framework="pt") as file:
-        # Cloned: in memory of their own, not in a file that somebody may write to.
+        # Cloned, so that they do not stay mapped to a file that somebody may change.
         return {name: file.get_tensor(name).clone() for name in names}
 
 
@@ -181,4 +186,4 @@ def _damage() -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise ValueError(f"damaged or no safetensors file: {error}") from None
+        raise ValueError(f"damaged, or not a safetensors file: {error}") from None

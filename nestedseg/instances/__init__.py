@@ -1,6 +1,7 @@
-"""Instances: detectors over feature pyramids, instance maps, and the scores of both.
+"""Instance segmentation: detectors over feature pyramids, instance maps, and their scores.
 
-The detectors need torchvision, and are in `nestedseg.instances.detectors`.
+The detectors need torchvision and are in `nestedseg.instances.detectors`, which is not imported
+here.
 """
 
 from nestedseg.data.instance_maps import renumber, to_target

@@ -1,4 +1,4 @@
-"""The model card of a detector. What it shares with other cards is in `nestedseg.hub.card`."""
+"""The model card of a detector. Parts shared with other cards are in `nestedseg.hub.card`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import huggingface_hub
 from torch import nn
 
+from nestedseg.base.extras import install_command
 from nestedseg.hub.card import (
     assemble,
     count_of,
@@ -24,7 +25,7 @@ from nestedseg.hub.card import (
 from nestedseg.models.backbone import FeaturePyramid
 from nestedseg.topology.graph import Graph
 
-# As people read them, and as the Hub calls the metric and the task.
+# Names of scores and detectors in the text, and the Hub's names of scores and tasks.
 NAMES = {"score": "Data Science Bowl's score", "iou": "pixel-wise IoU", "dice": "pixel-wise Dice"}
 TYPES = {"score": "dsb_score"}
 KINDS = {"mask_rcnn": ("Mask R-CNN", "image-segmentation"),
@@ -32,8 +33,8 @@ KINDS = {"mask_rcnn": ("Mask R-CNN", "image-segmentation"),
          "retinanet": ("RetinaNet", "object-detection")}
 
 
-class Described(Protocol):
-    """What the card needs to know of a `Detector`, which has these as it stands."""
+class DetectorLike(Protocol):
+    """What the card needs to know about a detector; a `Detector` has all of it."""
 
     backbone: FeaturePyramid
     transform: Any
@@ -44,10 +45,10 @@ class Described(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
-def make_detector_card(model: Described, repo_id: str, config: Mapping[str, Any],
+def make_detector_card(model: DetectorLike, repo_id: str, config: Mapping[str, Any],
                        license: str | None,
                        pictures: Mapping[str, str]) -> huggingface_hub.ModelCard:
-    """The card of a detector; the arguments are those of `Saved._make_card`."""
+    """Writes the card of a detector; for the arguments see `Saved._make_card`."""
     training = config["training"] or {}
     scores, dataset = training.get("metrics", {}), training.get("dataset")
     _, pipeline = KINDS[config["detector"]]
@@ -61,18 +62,19 @@ def make_detector_card(model: Described, repo_id: str, config: Mapping[str, Any]
     return assemble(repo_id, data, list(filter(None, sections)), pictures)
 
 
-def introduce_detector(model: Described, config: Mapping[str, Any]) -> str:
-    """What the model is, in a paragraph."""
+def introduce_detector(model: DetectorLike, config: Mapping[str, Any]) -> str:
+    """A paragraph that says what the model is."""
     encoder, (kind, _) = config["pyramid"]["encoder"], KINDS[config["detector"]]
     return (f"A detector: torchvision's {kind} over a feature pyramid, the topology "
             f"`{slug(model.graph.name)}` over {encoder_of(encoder['encoder'])}, compiled by "
-            f"nestedseg (`pip install \"nestedseg[detection]\"`). It finds instances of "
+            f"nestedseg (`{install_command('detection')}` in a clone of its repository). It finds "
+            "instances of "
             f"{count_of(config['classes'], 'class')} in images of "
             f"{count_of(encoder['in_channels'], 'channel')}.")
 
 
 def detector_usage(repo_id: str, config: Mapping[str, Any]) -> str:
-    """Lines to copy."""
+    """The section with code that loads and applies the model."""
     masks = config["detector"] == "mask_rcnn"
     imports = "\nfrom nestedseg.instances.prediction import predict_instances" if masks else ""
     further = "\ninstances = predict_instances(model, image)  # (H, W): 0 = background, 1, 2, ..." \
@@ -94,31 +96,31 @@ boxes = model([nestedseg.preprocess(image, model)[0]])[0]["boxes"]{further}
 
 
 def score_list(scores: Mapping[str, float]) -> str:
-    """The scores, one a line, if there are any."""
+    """The section with the scores, one per line; empty if there are none."""
     lines = [f"- {NAMES.get(name, escape(name))}: {value:.4f}" for name, value in scores.items()]
     return "## Scores\n\n" + "\n".join(lines) if lines else ""
 
 
-def detector_facts(model: Described, config: Mapping[str, Any],
+def detector_facts(model: DetectorLike, config: Mapping[str, Any],
                    license: str | None) -> dict[str, Any]:
-    """Encoder, pyramid, anchors, sizes, training and licence."""
+    """The facts that the card lists: encoder, pyramid, anchors, sizes, training and licence."""
     pyramid, transform = config["pyramid"], model.transform
     return {
         "Encoder": encoder_of(pyramid["encoder"]["encoder"]),
         "Pyramid": f"strides {', '.join(map(str, model.backbone.strides))}, "
                    f"{pyramid['out_channels']} channels",
-        "Anchors": f"{config['anchor_scale']:g} strides of their level wide",
+        "Anchors": f"{config['anchor_scale']:g} times the stride of their level wide",
         "Preprocessing": "scaled to [0, 1] (`nestedseg.preprocess` does it); inside, minus "
                          f"{numbers(transform.image_mean)}, divided by "
                          f"{numbers(transform.image_std)}",
-        "Sizes": resizing_text(model.transform) if config["resize"] else "any, as they are",
+        "Sizes": resizing_text(model.transform) if config["resize"] else "any, not resized",
         "Parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        **training_of(config), "Licence": license or "none is stated",
+        **training_of(config), "Licence": license or "not stated",
     }
 
 
 def resizing_text(transform: Any) -> str:
-    """What torchvision resizes images to."""
+    """A phrase that says to which size torchvision resizes images."""
     if transform.fixed_size:
         return "resized to {} x {} pixels".format(*transform.fixed_size)
     return (f"resized to {transform.min_size[-1]} pixels along the shorter side, or to "

@@ -22,7 +22,7 @@ from nestedseg.base.extras import require
 from nestedseg.hub.facts import check_training
 from nestedseg.hub.hub_model import HubModel
 from nestedseg.instances import card
-from nestedseg.models.backbone import FeaturePyramid, PyramidConfig, checked_keys, pyramid
+from nestedseg.models.backbone import FeaturePyramid, PyramidConfig, check_keys, pyramid
 from nestedseg.models.config import SCHEMA_VERSION, migrate
 from nestedseg.topology.graph import MAX_CHANNELS, Graph
 
@@ -39,9 +39,9 @@ else:
 __all__ = ["Detector", "faster_rcnn", "mask_rcnn", "retinanet"]
 
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
-LISTS = ("image_mean", "image_std", "bbox_reg_weights", "fixed_size")  # arguments of torchvision's
-MAX_NUMBER = 1e6  # of such an argument
-MAX_NUMBERS = 32
+LISTS = ("image_mean", "image_std", "bbox_reg_weights", "fixed_size")  # arguments that are lists
+MAX_NUMBER = 1e6  # the largest value of a number that is passed on to torchvision
+MAX_NUMBERS = 32  # the longest list of such numbers
 MAX_SCALE = 1e3  # of anchors
 
 
@@ -50,21 +50,23 @@ def mask_rcnn(topology: str | Path | Mapping[str, Any] | Graph = "fpnpp",
               resize: bool = True, **options: Any) -> MaskRCNN:
     """torchvision's Mask R-CNN over a feature pyramid; over "fpnpp" it is Mask RCNN++.
 
-    In training mode ``model(images, targets)`` gives a dict of losses, in eval mode
-    ``model(images)`` a dict of boxes, labels, scores and masks for each image: see torchvision,
-    and `nestedseg.instances`, which turns instance maps into targets, and predictions into maps.
+    In training mode ``model(images, targets)`` returns a dict of losses, in eval mode
+    ``model(images)`` a dict of boxes, labels, scores and masks for each image, see torchvision.
+    `nestedseg.instances` turns instance maps into targets, and predictions into instance maps.
 
     Args:
-        topology: "fpn", "fpn_plus", "fpnpp", or another: see `nestedseg.pyramid`.
+        topology: "fpn", "fpn_plus", "fpnpp", or another, see `nestedseg.pyramid`.
         encoder: see `nestedseg.create`; it must have levels of strides 4, 8, 16 and 32.
-        classes: of the foreground, whose labels are 1 ... ``classes``.
-        anchor_scale: side of a level's anchors, in its strides: 8 gives 32 pixels at stride 4.
+        classes: number of foreground classes, whose labels are 1 ... ``classes``.
+        anchor_scale: side of a level's anchors divided by its stride: 8 gives 32 pixels at stride
+            4.
         resize: whether torchvision resizes images to ``min_size`` (800) and ``max_size`` (1333)
-            pixels. ``False``: they are taken as they are, so that what was learned of patches
-            holds for whole images.
-        options: others of `nestedseg.pyramid` (``encoder_weights``, ``frozen_batch_norm``,
-            ``strides``, ``in_channels``, ...), and numbers that torchvision's ``MaskRCNN`` takes
-            (``min_size``, ``max_size``, ``box_score_thresh``, ``box_detections_per_img``, ...).
+            pixels. ``False``: images keep their size, so that a model trained on patches fits
+            whole images.
+        options: further arguments of `nestedseg.pyramid` (``encoder_weights``,
+            ``frozen_batch_norm``, ``strides``, ``in_channels``, ...), and number arguments of
+            torchvision's ``MaskRCNN`` (``min_size``, ``max_size``, ``box_score_thresh``,
+            ``box_detections_per_img``, ...).
 
     Raises:
         ValueError: an unknown name, or numbers that do not fit together.
@@ -80,15 +82,16 @@ def faster_rcnn(topology: str | Path | Mapping[str, Any] | Graph = "fpnpp",
                 resize: bool = True, **options: Any) -> FasterRCNN:
     """torchvision's Faster R-CNN over a feature pyramid: boxes without masks.
 
-    Source: Ren et al., Faster R-CNN, 2015, arXiv 1506.01497.
+    Source: Ren et al., Faster R-CNN, 2015, arXiv 1506.01497. It raises the errors of `mask_rcnn`.
 
     Args:
-        topology: see `mask_rcnn`, and so for what is raised.
+        topology: see `mask_rcnn`.
         encoder: see `mask_rcnn`.
-        classes: of the foreground, whose labels are 1 ... ``classes``.
-        anchor_scale: side of a level's anchors, in its strides: 8 gives 32 pixels at stride 4.
+        classes: number of foreground classes, whose labels are 1 ... ``classes``.
+        anchor_scale: see `mask_rcnn`.
         resize: whether torchvision resizes images; see `mask_rcnn`.
-        options: others of `nestedseg.pyramid`, and numbers that torchvision's ``FasterRCNN`` takes.
+        options: further arguments of `nestedseg.pyramid`, and number arguments of torchvision's
+            ``FasterRCNN``.
     """
     return _create("faster_rcnn", topology, encoder, classes, anchor_scale, resize,
                    {"coarser": "pool"} | options)
@@ -99,15 +102,18 @@ def retinanet(topology: str | Path | Mapping[str, Any] | Graph = "fpnpp",
               resize: bool = True, **options: Any) -> RetinaNet:
     """torchvision's RetinaNet over a feature pyramid of strides 8 ... 128: boxes without masks.
 
-    Source: Lin et al., Focal loss for dense object detection, 2017, arXiv 1708.02002.
+    Source: Lin et al., Focal loss for dense object detection, 2017, arXiv 1708.02002. It raises the
+    errors of `mask_rcnn`.
 
     Args:
-        topology: see `mask_rcnn`, and so for what is raised.
+        topology: see `mask_rcnn`.
         encoder: see `nestedseg.create`; it must have levels of strides 8, 16 and 32.
-        classes: of the foreground, whose labels are 1 ... ``classes``.
-        anchor_scale: side of a level's anchors, in its strides: 4 gives 32 pixels at stride 8.
+        classes: number of foreground classes, whose labels are 1 ... ``classes``.
+        anchor_scale: side of a level's anchors divided by its stride: 4 gives 32 pixels at stride
+            8.
         resize: whether torchvision resizes images; see `mask_rcnn`.
-        options: others of `nestedseg.pyramid`, and numbers that torchvision's ``RetinaNet`` takes.
+        options: further arguments of `nestedseg.pyramid`, and number arguments of torchvision's
+            ``RetinaNet``.
     """
     return _create("retinanet", topology, encoder, classes, anchor_scale, resize,
                    {"strides": (8, 16, 32), "coarser": "p6p7"} | options)
@@ -125,7 +131,7 @@ def _create(detector: str, topology: str | Path | Mapping[str, Any] | Graph, enc
 
 
 def build_detector(config: DetectorConfig) -> Detector:
-    """The detector of a configuration, with random weights."""
+    """Builds the detector of a configuration, with random weights."""
     return DETECTORS[config.detector](config, FeaturePyramid(config.pyramid))
 
 
@@ -133,35 +139,38 @@ def build_detector(config: DetectorConfig) -> Detector:
 
 
 class Detector(HubModel):
-    """What the detectors of this module have beside torchvision's.
+    """The base class of the detectors: adds saving, pushing and preprocessing to torchvision's.
 
     Made by `mask_rcnn`, `faster_rcnn` and `retinanet`. In training mode ``model(images, targets)``
-    gives a dict of losses, in eval mode ``model(images)`` a dict of predictions for each image.
+    returns a dict of losses, in eval mode ``model(images)`` a dict of predictions for each image.
     """
 
-    # It cannot be pruned, its weights are one file, its scores those of the whole.
+    # A detector cannot be pruned: its weights are one file, and it has scores only as a whole.
     depths = ()
 
     backbone: FeaturePyramid
-    transform: Any  # torchvision's, as are the heads
+    transform: Any  # torchvision's, like the heads
     roi_heads: Any
 
     @staticmethod
     def parts(config: DetectorConfig, backbone: FeaturePyramid) -> dict[str, nn.Module]:
-        """The arguments of torchvision's class that depend on the strides of ``backbone``.
+        """The modules that torchvision's class takes and that depend on the pyramid's strides.
 
-        What ``config`` asks for goes into them.
+        Args:
+            config: has the scale of the anchors.
+            backbone: has the strides.
         """
         raise NotImplementedError
 
     def __init__(self, config: DetectorConfig, backbone: FeaturePyramid) -> None:
         if backbone.fixed_size and not config.resize:
             raise ValueError(f"encoder {backbone.config.encoder.encoder!r} is built for images of "
-                             f"{backbone.fixed_size}, so that they have to be resized")
+                             f"{backbone.fixed_size}, so images must be resized, got resize=False; "
+                             "use resize=True or another encoder")
         sizes = {"fixed_size": backbone.fixed_size[::-1], "size_divisible": 1} \
             if backbone.fixed_size else {"size_divisible": backbone.size_divisibility}
         colours = {f"image_{key}": backbone.preprocessing[key] for key in ("mean", "std")}
-        with torch.device("cpu"):  # anchors are no weights, and must be numbers also in a plan
+        with torch.device("cpu"):  # anchors are not weights: they are needed on meta models too
             parts = self.parts(config, backbone)
         super().__init__(backbone, config.classes + 1,
                          **sizes | colours | parts | dict(config.arguments))
@@ -171,7 +180,7 @@ class Detector(HubModel):
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that is needed to rebuild the model, as JSON-able values."""
+        """Everything that is needed to rebuild the model, as JSON-able values."""
         return self._config.to_dict()
 
     @property
@@ -181,9 +190,9 @@ class Detector(HubModel):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What `nestedseg.preprocess` does to an image: it is scaled to [0, 1], no more.
+        """What `nestedseg.preprocess` does to an image: it only scales it to [0, 1].
 
-        torchvision's detectors normalise images by themselves.
+        torchvision's detectors normalise images themselves.
         """
         channels = self._config.pyramid.encoder.in_channels
         return {"input_range": [0.0, 1.0], "mean": [0.0] * channels, "std": [1.0] * channels}
@@ -226,17 +235,17 @@ DETECTORS: dict[str, type[Detector]] = {
 
 def keep_size(image: Tensor, target: dict[str, Tensor] | None = None
               ) -> tuple[Tensor, dict[str, Tensor] | None]:
-    """What stands for torchvision's resizing where images are taken as they are."""
+    """Replaces torchvision's resizing in detectors with ``resize=False``: changes nothing."""
     return image, target
 
 
 def make_anchors(sizes: Sequence[tuple[int, ...]]) -> nn.Module:
-    """Anchors of these sides on each level, in three shapes."""
+    """torchvision's generator of anchors, with these sides on each level, in three shapes."""
     return anchor_utils.AnchorGenerator(tuple(sizes), (RATIOS,) * len(sizes))
 
 
 def make_pool(backbone: FeaturePyramid, side: int) -> nn.Module:
-    """Cuts ``side`` x ``side`` features of a box out of the levels that the encoder has."""
+    """torchvision's pooling of ``side`` x ``side`` features per box, from the encoder's levels."""
     names = backbone.names[:len(backbone.config.strides)]
     return ops.MultiScaleRoIAlign(list(names), side, sampling_ratio=2)
 
@@ -250,11 +259,11 @@ class DetectorConfig:
 
     Args:
         detector: "mask_rcnn", "faster_rcnn" or "retinanet".
-        classes: of the foreground.
-        pyramid: of the backbone.
-        anchor_scale: side of a level's anchors, in its strides.
-        arguments: of torchvision's class.
-        resize: whether it resizes images.
+        classes: number of foreground classes.
+        pyramid: the configuration of the backbone.
+        anchor_scale: side of a level's anchors divided by its stride.
+        arguments: further number arguments of torchvision's class.
+        resize: whether torchvision resizes images.
         training: what the model was trained on, and its scores; see `check_training`.
 
     Raises:
@@ -274,18 +283,19 @@ class DetectorConfig:
         check_numbers(self.detector, self.arguments)
         whole("classes", self.classes, 1, MAX_CHANNELS)
         if not _is_number(self.anchor_scale) or not 0 < self.anchor_scale <= MAX_SCALE:
-            raise ValueError(f"anchor_scale must be above 0, and at most {MAX_SCALE:g}, "
+            raise ValueError(f"anchor_scale must be a number above 0 and at most {MAX_SCALE:g}, "
                              f"got {show(self.anchor_scale)}")
         if self.anchor_scale * self.pyramid.strides[0] < 1:
-            raise ValueError(f"anchors of {self.anchor_scale} strides of {self.pyramid.strides[0]} "
-                             "pixels are smaller than a pixel")
+            raise ValueError("anchors must be at least 1 pixel wide; anchor_scale "
+                             f"{self.anchor_scale} times stride {self.pyramid.strides[0]} is "
+                             "less: use a larger anchor_scale")
         if type(self.resize) is not bool:
             raise TypeError(f"resize must be true or false, got {show(self.resize)}")
         if self.training is not None:
             object.__setattr__(self, "training", check_training(self.training, by_depth=False))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values."""
+        """The configuration as JSON-able values."""
         arguments = {name: list(value) if isinstance(value, tuple) else value
                      for name, value in self.arguments.items()}
         return {"schema_version": SCHEMA_VERSION, "detector": self.detector,
@@ -296,21 +306,26 @@ class DetectorConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DetectorConfig:
         """The checked configuration in an object that `to_dict` wrote."""
-        data = checked_keys(cls, migrate(data), "config")
+        data = check_keys(cls, migrate(data), "config")
         return cls(**data | {"pyramid": PyramidConfig.from_dict(data["pyramid"])})
 
 
 def check_numbers(detector: str, arguments: Any) -> None:
-    """Refuses arguments that torchvision's class does not take, or that are no numbers."""
+    """Checks that arguments are numbers that torchvision's class takes.
+
+    Raises:
+        TypeError: ``arguments`` is not an object.
+        ValueError: an unknown detector or argument, or a value that is not a number in bounds.
+    """
     kind = DETECTORS[choose("detector", detector, DETECTORS)]
     if not isinstance(arguments, Mapping):
         raise TypeError(f"arguments must be an object, got {show(arguments)}")
     known = sorted(numbers_of(kind))
     for name, value in arguments.items():
         if name not in known:
-            raise ValueError(f"{detector} takes no number {show(name)}; {nearest(name, known)}. "
-                             "For heads of your own give nestedseg.pyramid(...) to torchvision's "
-                             "class yourself")
+            raise ValueError(f"unknown number argument {show(name)} of {detector}; "
+                             f"{nearest(name, known)}. For heads of your own, pass "
+                             "nestedseg.pyramid(...) to torchvision's class yourself")
         several = isinstance(value, (list, tuple)) and 1 <= len(value) <= MAX_NUMBERS
         if not all(map(_is_number, value if several else [value])):
             raise ValueError(f"{name} must be a number from 0 to {MAX_NUMBER:g}, or a list of at "
@@ -318,7 +333,7 @@ def check_numbers(detector: str, arguments: Any) -> None:
 
 
 def numbers_of(kind: type[nn.Module]) -> set[str]:
-    """The arguments of torchvision's class, and of its transform of images, that are numbers."""
+    """The names of the number arguments of torchvision's class, and of its image transform."""
     parameters = [*inspect.signature(kind.__bases__[-1]).parameters.values(),
                   *inspect.signature(transform.GeneralizedRCNNTransform).parameters.values()]
     return {each.name for each in parameters

@@ -1,4 +1,4 @@
-"""Instance maps from what a detector, or a semantic model, predicts."""
+"""Makes instance maps from the predictions of a detector or a semantic model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from nestedseg.data.instance_maps import renumber
 
 
 class Piece(NamedTuple):
-    """An instance in an image.
+    """One predicted instance in an image.
 
     Attributes:
         score: in [0, 1].
-        mask: ``(h, w)`` boolean, cut to what the instance covers.
-        row: of the mask's upper left corner in the image.
-        column: likewise.
+        mask: ``(h, w)`` boolean, cropped to the instance.
+        row: row of the mask's upper left corner in the image.
+        column: column of that corner.
     """
 
     score: float
@@ -30,15 +30,15 @@ class Piece(NamedTuple):
 
 def find_pieces(prediction: Mapping[str, Tensor], score: float = 0.5,
                 mask: float = 0.5) -> Iterator[Piece]:
-    """The instances of a prediction, the best first, each with its mask cut to what it covers.
+    """The instances in a prediction, the best score first, each with its cropped mask.
 
     Args:
         prediction: see `from_prediction`.
-        score: see there.
-        mask: see there.
+        score: see `from_prediction`.
+        mask: see `from_prediction`.
 
     Raises:
-        ValueError: a prediction without masks.
+        ValueError: the prediction has no masks.
     """
     if "masks" not in prediction:
         raise ValueError("an instance map needs masks, which only mask_rcnn predicts; the "
@@ -56,15 +56,15 @@ def find_pieces(prediction: Mapping[str, Tensor], score: float = 0.5,
 
 def put_together(pieces: Iterable[Piece], shape: Sequence[int],
                  visible: float = 0.5) -> np.ndarray:
-    """The instance map ``(H, W)``, int32, of pieces that come in the order of their numbers.
+    """Draws pieces into an instance map ``(H, W)``, int32, numbered in their order.
 
-    Where they overlap, a pixel belongs to the first. Of two pieces that are the same instance, the
-    second is left out, since the first hides it.
+    Where pieces overlap, a pixel belongs to the first of them. Of two pieces that are the same
+    instance, the second is left out, because the first covers it.
 
     Args:
         pieces: the best first.
         shape: of the map.
-        visible: pieces of which those before leave a smaller part than this are left out.
+        visible: a piece is left out if less than this fraction of it is still free.
     """
     instances = np.zeros(shape, np.int32)
     count = 0
@@ -80,44 +80,45 @@ def put_together(pieces: Iterable[Piece], shape: Sequence[int],
 
 def from_prediction(prediction: Mapping[str, Tensor], score: float = 0.5, mask: float = 0.5,
                     visible: float = 0.5) -> np.ndarray:
-    """The instance map of what `nestedseg.instances.detectors.mask_rcnn` predicts for one image.
+    """Converts the prediction of a Mask R-CNN for one image to an instance map.
 
-    Where masks overlap, a pixel belongs to the one with the best score.
+    Where masks overlap, a pixel belongs to the instance with the best score.
 
     Args:
-        prediction: ``scores`` ``(n,)`` and ``masks`` ``(n, 1, H, W)``, probabilities.
+        prediction: ``scores`` ``(n,)`` and ``masks`` ``(n, 1, H, W)``, probabilities, as predicted
+            by `nestedseg.instances.detectors.mask_rcnn`.
         score: instances with a lower score are left out.
-        mask: a pixel belongs to an instance where its probability is above this.
-        visible: instances of which better ones leave a smaller part than this are left out.
+        mask: a pixel belongs to an instance if its probability is above this.
+        visible: an instance is left out if better ones leave less than this fraction of it.
 
     Returns:
         ``(H, W)``, int32, numbered from 1, the best score first.
 
     Raises:
-        ValueError: a prediction without masks.
+        ValueError: the prediction has no masks.
     """
     pieces = list(find_pieces(prediction, score, mask))
     return put_together(pieces, prediction["masks"].shape[2:], visible)
 
 
 def from_mask(mask: np.ndarray, smallest: int = 1) -> np.ndarray:
-    """The connected parts of a mask as instances: what a semantic model knows of them.
+    """Converts a mask to an instance map: each connected part is an instance.
 
-    Pixels are connected where they share a side.
+    Pixels are connected if they share a side.
 
     Args:
-        mask: ``(H, W)``, above 0 = foreground, say from `nestedseg.prediction.to_mask`.
-        smallest: parts of fewer pixels are left out.
+        mask: ``(H, W)``, above 0 = foreground, for example from `nestedseg.prediction.to_mask`.
+        smallest: parts with fewer pixels are left out.
 
     Returns:
         ``(H, W)``, int32, numbered from 1.
 
     Raises:
-        ValueError: another number of axes.
+        ValueError: the mask does not have two axes.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2:
-        raise ValueError(f"a mask is (H, W), got {mask.shape}")
+        raise ValueError(f"a mask must be (H, W), got {mask.shape}")
     parts, _ = require("scipy.ndimage").label(mask > 0)
     areas = np.bincount(parts.ravel())
     return renumber(np.where(areas[parts] >= smallest, parts, 0))

@@ -1,4 +1,4 @@
-"""The instance map of a whole image of any size: by a detector, or by a semantic model."""
+"""Predicts the instance map of a whole image of any size, by a detector or a semantic model."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ SCORE = 0.5
 def predict_instances(model: SegmentationModel | Detector, image: np.ndarray,
                       score: float = SCORE, window: int | Sequence[int] | None = None,
                       overlap: float = OVERLAP) -> np.ndarray:
-    """The instances that a model finds in an image as it was read.
+    """Predicts the instances in an image as it was read.
 
-    Of a semantic model, the connected parts of its mask. Of a Mask R-CNN, those with a good score;
-    if it does not resize images, larger ones go through it in windows, and what a window cuts
-    counts only where no other window has it whole, so windows should overlap by as much as an
-    instance is long.
+    For a semantic model they are the connected parts of its mask, for a Mask R-CNN the detections
+    with at least ``score``. A Mask R-CNN that does not resize images takes large ones in windows.
+    An instance that is cut by a window is only used if no other window contains it whole, so
+    windows should overlap by at least the length of an instance.
 
     Args:
-        model: a Mask R-CNN of `nestedseg.instances.detectors`, or a binary model for pictures; used
+        model: a Mask R-CNN of `nestedseg.instances.detectors`, or a binary model for images; used
             in eval mode.
         image: ``(H, W)`` or ``(H, W, C)``; see `nestedseg.preprocess`.
-        score: instances with a lower score are left out; of detectors alone.
+        score: instances with a lower score are left out; only for detectors.
         window: see `nestedseg.prediction.slide`.
-        overlap: see there.
+        overlap: see `nestedseg.prediction.slide`.
 
     Returns:
         ``(H, W)``, int32: 0 is the background, instances are numbered from 1.
 
     Raises:
-        ValueError: an image that does not fit the model, a model that knows no instances, or a
-            score out of bounds.
+        ValueError: the image does not fit the model, the model does not predict instances, or the
+            score is out of bounds.
     """
     check_finds_instances(model)
     if not 0 <= score <= 1:
@@ -55,30 +55,32 @@ def predict_instances(model: SegmentationModel | Detector, image: np.ndarray,
     if isinstance(model, SegmentationModel):
         return from_mask(to_mask(predict_image(model, image, window, overlap), model.task))
     if model.config["resize"]:
-        window = max(image.shape[:2])  # at once: a part would be resized in another way
+        window = max(image.shape[:2])  # in one window: parts would be resized by another factor
     return put_together(best_first(model.eval(), image, score, window, overlap), image.shape[:2])
 
 
 def check_finds_instances(model: SegmentationModel | Detector) -> None:
-    """Refuses a model that predicts neither instances nor a mask whose parts they could be.
+    """Checks that a model predicts instances, or a binary mask whose parts can be instances.
 
     Raises:
-        ValueError: it is a detector of boxes, or has several classes, or is for volumes.
+        ValueError: it is a detector that predicts only boxes, or has several classes, or is for
+            volumes.
     """
     config = model.config
     if not isinstance(model, SegmentationModel):
         if config["detector"] != "mask_rcnn":
-            raise ValueError(f"instances need masks, which mask_rcnn alone predicts; the model is "
-                             f"a {config['detector']}")
+            raise ValueError("instances need masks, which only mask_rcnn predicts; the model is a "
+                             f"{config['detector']}")
     elif config["dims"] != 2 or model.task != "binary":
-        raise ValueError("instances are parts of the mask of a binary model for pictures; this "
-                         f"one is {model.task}, for images of {config['dims']} axes")
+        raise ValueError("instances can only be found by a binary model with dims=2, whose mask is "
+                         f"split into parts; this model has task {model.task!r} and "
+                         f"dims={config['dims']}")
 
 
 @torch.no_grad()
 def best_first(model: Detector, image: np.ndarray, score: float,
                window: int | Sequence[int] | None, overlap: float) -> Iterator[Piece]:
-    """What a detector finds in the windows of an image: first all that is whole in its window."""
+    """The detections in all windows of an image: first those that no window cuts, by score."""
     x = preprocess(image, model)[0].to(next(model.parameters()).device)
     size = image.shape[:2]
     sides = window_sides(window, overlap, size)
@@ -96,9 +98,10 @@ def best_first(model: Detector, image: np.ndarray, score: float,
 
 @contextmanager
 def least_score(model: Detector, score: float) -> Iterator[None]:
-    """Within it, torchvision makes no masks of instances with a lower score, which take most time.
+    """A context in which torchvision drops instances with a lower score before it makes masks.
 
-    What is left is the same: an instance is only ever dropped for one with a better score.
+    Masks take most of the time. The other instances stay the same, because an instance is only ever
+    dropped in favour of one with a better score.
     """
     heads, before = model.roi_heads, model.roi_heads.score_thresh
     heads.score_thresh = max(before, score)
@@ -109,7 +112,7 @@ def least_score(model: Detector, score: float) -> Iterator[None]:
 
 
 def is_cut(piece: Piece, corner: Sequence[int], sides: Sequence[int], size: Sequence[int]) -> bool:
-    """Whether it reaches a side of its window beyond which the image goes on."""
+    """Whether a piece touches a side of its window that is not a side of the image."""
     return any((start > 0 and first == start)
                or (start + side < length and first + extent == start + side)
                for first, extent, start, side, length in zip(

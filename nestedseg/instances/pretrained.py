@@ -1,4 +1,4 @@
-"""A detector of the library from the files that were saved of it."""
+"""Loads a detector from the files that the library saved."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from nestedseg.instances.detectors import Detector, DetectorConfig, build_detect
 
 def load_detector(source: checkpoint.Source, data: dict[str, object],
                   depth: int | None) -> Detector:
-    """The detector of a config that `checkpoint.save` wrote, and of the weights beside it."""
+    """Loads a detector from a config that `checkpoint.save` wrote, and the weights beside it.
+
+    Raises:
+        ValueError: a ``depth`` is given, or a file is damaged.
+    """
     if depth is not None:
-        raise ValueError(f"{source.name!r} holds a detector, which has no depths; got {depth}")
+        raise ValueError(f"{source.name!r} is a detector, which has no depths, got depth={depth}; "
+                         "leave it out")
     checksum = data.pop(checkpoint.CHECKSUM, None)
     with blamed(source.where(storage.CONFIG)), torch.device("meta"):
         model = build_detector(DetectorConfig.from_dict(data))

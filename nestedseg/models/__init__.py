@@ -1,4 +1,4 @@
-"""Models: the configuration, the network, and the public class with the verbs on top of it."""
+"""Models: configuration, network, and the public class with prune, fuse, export and the rest."""
 
 from nestedseg.models.backbone import FeaturePyramid, pyramid
 from nestedseg.models.factory import create

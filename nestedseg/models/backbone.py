@@ -32,17 +32,17 @@ from nestedseg.topology.graph import MAX_CHANNELS, Graph, GraphError, position
 from nestedseg.topology.rules import pyramid_topology, read_graph
 
 MAX_STRIDE = 2 ** 16
-COARSER = {None: (), "pool": ("pool",), "p6p7": ("p6", "p7")}  # names of the levels they add
+COARSER = {None: (), "pool": ("pool",), "p6p7": ("p6", "p7")}  # the names of the added levels
 
 
 @dataclass(frozen=True)
 class PyramidConfig:
-    """The arguments of `pyramid`, resolved and checked. See there for what each one means.
+    """The arguments of `pyramid`, resolved and checked; `pyramid` documents each of them.
 
     Raises:
         TypeError: a value of the wrong type.
         ValueError: an unknown name, or a value out of bounds.
-        GraphError: the graph's heads are not one a row, the finest first.
+        GraphError: the graph does not have one head in each row, finest first.
     """
 
     graph: Graph
@@ -71,7 +71,8 @@ class PyramidConfig:
             raise TypeError("frozen_batch_norm must be true or false, "
                             f"got {show(self.frozen_batch_norm)}")
         if self.encoder.dims != 2:
-            raise ValueError(f"a feature pyramid is for images; got dims={self.encoder.dims}")
+            raise ValueError("a feature pyramid is only for images, dims=2, got "
+                             f"dims={self.encoder.dims}")
         rows = [position(head)[0] for head in self.graph.heads]
         if rows != list(range(len(self.strides))):
             raise GraphError(f"topology {self.graph.name!r}: a pyramid of {len(self.strides)} "
@@ -79,16 +80,16 @@ class PyramidConfig:
                              f"rows, finest first; it has them in rows {rows}")
         for head in self.graph.heads:
             if self.graph.nodes[head].channels not in (None, self.out_channels):
-                raise GraphError(f"topology {self.graph.name!r}, node {head!r}: a level has "
-                                 f"out_channels, {self.out_channels}, like the others; leave its "
-                                 "'channels' out")
+                raise GraphError(f"topology {self.graph.name!r}, node {head!r}: all levels have "
+                                 f"out_channels={self.out_channels} channels, but this node has "
+                                 f"{self.graph.nodes[head].channels}; leave its 'channels' out")
 
     @property
     def style(self) -> Style:
         return Style(2, self.norm, self.activation, 0.0, self.upsample, self.execution)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values."""
+        """The configuration as JSON-able values."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         return data | {"topology": self.graph.name, "graph": self.graph.to_dict(),
                        "strides": list(self.strides),
@@ -98,19 +99,20 @@ class PyramidConfig:
     @classmethod
     def from_dict(cls, data: Any) -> PyramidConfig:
         """The checked configuration in an object that `to_dict` wrote."""
-        data = checked_keys(cls, data, "pyramid", "topology")
+        data = check_keys(cls, data, "pyramid", "topology")
         graph = named_graph(data["graph"], data.pop("topology", None))
-        options = checked_keys(Options, data["encoder"], "pyramid's encoder")
+        options = check_keys(Options, data["encoder"], "pyramid's encoder")
         return cls(**data | {"graph": graph, "encoder": Options(**options)})
 
 
-def checked_keys(kind: type, data: Any, what: str, *further: str) -> dict[str, Any]:
-    """An object whose keys are fields of a dataclass, those without a default among them, or others
-    that are named here.
+def check_keys(kind: type, data: Any, what: str, *further: str) -> dict[str, Any]:
+    """``data`` as a dict, if its keys are fields of the dataclass ``kind`` or among ``further``.
+
+    Fields without a default must be there.
 
     Raises:
-        TypeError: it is no object.
-        ValueError: a key is unknown or missing.
+        TypeError: ``data`` is not an object.
+        ValueError: a key is unknown or missing; ``what`` names the object in the message.
     """
     if not isinstance(data, Mapping):
         raise TypeError(f"{what} must be an object, got {show(data)}")
@@ -128,11 +130,11 @@ class FeaturePyramid(nn.Module):
     """An encoder and a graph with a head on each level. Made by `nestedseg.pyramid`.
 
     Attributes:
-        out_channels: of every level.
-        strides: of each level, the coarser ones that were added included.
-        channels: likewise.
-        preprocessing: mean, std and more of the encoder's images.
-        config: what it was made with.
+        out_channels: channels of every level.
+        strides: stride of each level, including the coarser ones that were added.
+        channels: channels of each level, likewise.
+        preprocessing: mean, std and more that the encoder's images are scaled by.
+        config: the arguments that it was made with.
     """
 
     def __init__(self, config: PyramidConfig,
@@ -165,26 +167,26 @@ class FeaturePyramid(nn.Module):
 
     @property
     def size_divisibility(self) -> int:
-        """Images whose sides are multiples of this are not padded."""
+        """A number of pixels; images whose sides are multiples of it are not padded."""
         return math.lcm(*self.multiple)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each level by name, as detectron2's backbones say them."""
+        """Channels and stride of each level by name, in the form of detectron2's backbones."""
         return {name: ShapeSpec(channels, stride) for name, channels, stride
                 in zip(self.names, self.channels, self.strides)}
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        """The maps of all levels, as torchvision's detectors expect them.
+        """The maps of all levels, in the form that torchvision's detectors expect.
 
         Args:
-            x: ``(N, in_channels, H, W)``, floats, of any size, unless the encoder is built for one.
+            x: ``(N, in_channels, H, W)``, floats; any size, unless the encoder is built for one.
 
         Returns:
-            ``(N, out_channels, h, w)`` by name, "0", "1", ..., finest first; h is H over the
+            ``(N, out_channels, h, w)`` by name, "0", "1", ..., finest first; h is H divided by the
             level's stride, rounded up.
 
         Raises:
-            ValueError: another shape, or no floats.
+            ValueError: ``x`` has another shape, or is not of floats.
         """
         self._check_input(x)
         features = self.encoder(pad(x, self.multiple, self.smallest))[self.skipped:]
@@ -206,7 +208,7 @@ class FeaturePyramid(nn.Module):
         if self.fixed_size is not None and tuple(x.shape[2:]) != self.fixed_size:
             raise ValueError(f"encoder {self.config.encoder.encoder!r} is built for images of "
                              f"{self.fixed_size}, got {tuple(x.shape[2:])}: make the pyramid with "
-                             f"image_size={tuple(x.shape[2:])}, or resize")
+                             f"image_size={tuple(x.shape[2:])}, or resize the images")
 
     def train(self, mode: bool = True) -> FeaturePyramid:
         """Training or eval mode; frozen batch norms stay in eval mode."""
@@ -219,7 +221,7 @@ class FeaturePyramid(nn.Module):
 
 @dataclass(frozen=True)
 class ShapeSpec:
-    """What is known of a feature map: detectron2's class of this name has the same fields."""
+    """Channels and stride of a feature map, with the fields of detectron2's class of this name."""
 
     channels: int
     stride: int
@@ -228,7 +230,8 @@ class ShapeSpec:
 
 
 def make_coarser(channels: int) -> nn.Conv2d:
-    """A level of RetinaNet's that the encoder has not: a 3x3 convolution with stride 2."""
+    """A 3x3 convolution with stride 2, which adds a level coarser than the encoder's (RetinaNet).
+    """
     conv = CONV[2](channels, channels, 3, stride=2, padding=1)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="linear")
     nn.init.zeros_(conv.bias)
@@ -236,18 +239,18 @@ def make_coarser(channels: int) -> nn.Conv2d:
 
 
 def find_levels(body: Description, config: PyramidConfig) -> int:
-    """How many of the encoder's finest levels the pyramid has no use for.
+    """How many of the encoder's finest levels are finer than the pyramid, which skips them.
 
     Raises:
-        ValueError: the encoder has not all of the strides.
+        ValueError: the encoder does not have all of the pyramid's strides.
     """
     offered = tuple(level.stride[0] for level in body.levels)
     count = len(config.strides)
     for first in range(len(offered) - count + 1):
         if offered[first:first + count] == config.strides:
             return first
-    raise ValueError(f"encoder {config.encoder.encoder!r} has levels of the strides {offered}, a "
-                     f"pyramid of {config.strides} needs those, without a gap")
+    raise ValueError(f"strides {config.strides} do not fit encoder {config.encoder.encoder!r}, "
+                     f"whose levels have strides {offered}; choose consecutive ones of these")
 
 
 def pyramid(
@@ -274,25 +277,26 @@ def pyramid(
     IEEE TMI 2020, section IV-B, doi:10.1109/TMI.2019.2959609.
 
     Args:
-        topology: "fpn" (Lin's), "fpn_plus", "fpnpp" (with UNet++'s dense skips); another
-            topology's name, whose skips it then has; or a graph of one's own with a head on each
-            level, finest first.
-        encoder: see `nestedseg.create`; its levels must have these strides.
-        out_channels: of every level.
-        strides: of the levels, finest first, at least two.
-        coarser: further levels: "pool" (every second pixel of the coarsest, named "pool", as Mask
-            R-CNN has it), "p6p7" (two convolutions, named "p6" and "p7", as RetinaNet has it).
+        topology: "fpn" (Lin's), "fpn_plus", "fpnpp" (with UNet++'s dense skips); the name of
+            another topology, whose skips the pyramid then has; or a graph of your own with a head
+            on each level, finest first.
+        encoder: see `nestedseg.create`; its levels must have the ``strides``.
+        out_channels: channels of every level.
+        strides: stride of each level, finest first, at least two.
+        coarser: adds coarser levels: "pool" (every second pixel of the coarsest level, named
+            "pool", as in Mask R-CNN) or "p6p7" (two convolutions with stride 2, named "p6" and
+            "p7", as in RetinaNet). Default: none.
         encoder_weights: see `nestedseg.create`.
         frozen_batch_norm: whether the encoder's batch norms keep their weights and statistics in
-            training, as is usual where few images fit in a batch. Default: with encoder weights.
+            training, as is usual for small batches. Default: only with encoder weights.
         in_channels: channels of the images.
         encoder_channels: widths of the plain encoder.
         image_size: see `nestedseg.create`.
         pyramid_channels: see `nestedseg.create`.
         upsample: see `nestedseg.create`.
-        norm: of the nodes that are convolved and rectified, of which "fpn" has none: "batch",
+        norm: norm of the nodes with a norm and an activation ("fpn" has no such nodes): "batch",
             "instance", "group" (8 groups) or ``None``.
-        activation: likewise.
+        activation: activation of the same nodes; see `nestedseg.create`.
         execution: see `nestedseg.create`.
 
     Raises:
@@ -300,7 +304,7 @@ def pyramid(
         GraphError: a malformed topology.
         OSError: encoder weights that cannot be fetched or read.
     """
-    sequences: dict[str, Any] = {  # which `Options` makes tuples of
+    sequences: dict[str, Any] = {  # `Options` makes tuples of them
         "encoder_channels": encoder_channels if encoder == "plain" else None,
         "image_size": image_size, "pyramid_channels": pyramid_channels}
     options = Options(encoder, in_channels, **sequences)

@@ -1,4 +1,4 @@
-"""The model card of a semantic model, written from what the library knows of it."""
+"""The model card of a semantic model, written from the model and its config."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import huggingface_hub
 
+from nestedseg.base.extras import install_command
 from nestedseg.hub.card import (
     assemble,
     count_of,
@@ -23,21 +24,22 @@ from nestedseg.hub.card import (
 from nestedseg.models.network import Network
 from nestedseg.models.summary import Summary, summarise
 
-NAMES = {"iou": "mIoU", "dice": "Dice"}  # as people read them
-TYPES = {"iou": "mean_iou"}  # as the Hub calls them
+NAMES = {"iou": "mIoU", "dice": "Dice"}  # names of scores in the text
+TYPES = {"iou": "mean_iou"}  # names of scores on the Hub
 
 Scores = Mapping[int, Mapping[str, float]]
 
 
 def make_model_card(model: Network, repo_id: str, config: Mapping[str, Any], license: str | None,
                     pictures: Mapping[str, str]) -> huggingface_hub.ModelCard:
-    """The card: front matter that the Hub reads, and text that people read.
+    """The model card: front matter that the Hub reads, and text that people read.
 
     Args:
-        repo_id: where it will be, ``"user/name"``.
-        config: the model's, with what is said of its training.
-        license: as the Hub names it, say ``"mit"``.
-        pictures: files in the repo, by what they show.
+        model: the model.
+        repo_id: the repo that it is for, ``"user/name"``.
+        config: the model's, including the facts about its training.
+        license: the Hub's name for it, for example ``"mit"``.
+        pictures: paths of files in the repo, by what they show.
     """
     scores = scores_of(model.depths, config)
     data = card_data(repo_id, config, license, scores)
@@ -49,14 +51,15 @@ def make_model_card(model: Network, repo_id: str, config: Mapping[str, Any], lic
 
 
 def scores_of(depths: Sequence[int], config: Mapping[str, Any]) -> Scores:
-    """The scores of the depths that the model has."""
+    """The scores in the config, of only those depths that the model still has."""
     metrics = (config["training"] or {}).get("metrics", {})
     return {depth: metrics[str(depth)] for depth in depths if str(depth) in metrics}
 
 
 def card_data(repo_id: str, config: Mapping[str, Any], license: str | None,
               scores: Scores) -> huggingface_hub.ModelCardData:
-    """Front matter. Results need the name of a data set; without one they are left out."""
+    """The front matter. The Hub's results need the name of a data set; without one there are none.
+    """
     dataset = (config["training"] or {}).get("dataset")
     results = [result(f"{NAMES.get(metric, metric)} at depth {depth}", TYPES.get(metric, metric),
                       value, dataset, {"depth": depth}) for depth, found in scores.items()
@@ -66,19 +69,19 @@ def card_data(repo_id: str, config: Mapping[str, Any], license: str | None,
 
 
 def introduce_model(config: Mapping[str, Any], depths: int) -> str:
-    """What the model is, in a paragraph."""
+    """A paragraph that says what the model is."""
     kind = "volumes" if config["dims"] == 3 else "images"
-    nested = " It has a head at each of several depths: any of them can be loaded alone, without " \
-             "the weights that only deeper ones need." if depths > 1 else ""
-    return (f"The topology `{slug(config['topology'])}` over "
-            f"{encoder_of(config['encoder'])}, compiled by nestedseg (`pip install nestedseg`): "
+    nested = " It has a head at each of several depths. One depth can be loaded without the " \
+             "weights that only deeper ones need." if depths > 1 else ""
+    return (f"The topology `{slug(config['topology'])}` over {encoder_of(config['encoder'])}, "
+            f"compiled by nestedseg (`{install_command()}` in a clone of its repository): "
             f"{config['task']} segmentation of {kind} of "
             f"{count_of(config['in_channels'], 'channel')} into "
             f"{count_of(config['classes'], 'class')}.{nested}")
 
 
 def model_usage(repo_id: str, config: Mapping[str, Any], depths: Sequence[int]) -> str:
-    """Lines to copy."""
+    """The section with code that loads and applies the model."""
     shallow = f'\nsmall = nestedseg.from_pretrained("{repo_id}", depth={depths[0]})' \
         if len(depths) > 1 else ""
     volume = config["dims"] == 3
@@ -100,7 +103,7 @@ On the command line: `nestedseg predict {repo_id} images --out masks`."""
 
 
 def depth_section(summary: Summary, scores: Scores) -> str:
-    """Depth | parameters | MACs | a column for each metric."""
+    """The table of depths, with the columns depth, parameters, MACs and one for each metric."""
     metrics = sorted({metric for found in scores.values() for metric in found})
     size = "x".join(map(str, summary.size))
     head = ["depth", "parameters", f"MACs at {size}", *(NAMES.get(m, escape(m)) for m in metrics)]
@@ -113,21 +116,21 @@ def depth_section(summary: Summary, scores: Scores) -> str:
 
 
 def model_facts(config: Mapping[str, Any], license: str | None) -> dict[str, Any]:
-    """Encoder, preprocessing, classes, training and licence."""
+    """The facts that the card lists: encoder, preprocessing, classes, training and licence."""
     return {
         "Encoder": encoder_of(config["encoder"]),
         "Preprocessing": preprocessing_text(config["preprocessing"]),
-        "Sizes": f"{config['image_size']} pixels alone" if config["image_size"] else
+        "Sizes": f"only {config['image_size']} pixels" if config["image_size"] else
                  f"any; padded inside to multiples of {config['pad_multiple'][0]} pixels",
         "Classes": ", ".join(map(escape, config["class_names"] or ())),
-        **training_of(config), "Licence": license or "none is stated",
+        **training_of(config), "Licence": license or "not stated",
     }
 
 
 def preprocessing_text(values: Mapping[str, Any]) -> str:
-    """What is done to an image before the model sees it."""
+    """A sentence that says how an image is scaled before the model sees it."""
     low, high = values["input_range"]
-    own = "each image minus its own mean, divided by its own standard deviation; then " \
+    own = "each image minus its own mean and divided by its own standard deviation, then " \
         if values.get("standardise") else ""
     text = f"{own}scaled to [{low:g}, {high:g}], minus {numbers(values['mean'])}, divided by " \
            f"{numbers(values['std'])} (`nestedseg.preprocess` does it)"

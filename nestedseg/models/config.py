@@ -1,7 +1,7 @@
-"""Everything needed to rebuild a model, as checked, JSON-able data.
+"""The configuration of a model: everything needed to rebuild it, as checked, JSON-able data.
 
-`nestedseg.create` and the loading of a stranger's config.json both end here, so every field is
-type-checked and bounded once, before anything is built from it.
+Both `nestedseg.create` and the loading of a stranger's config.json make a `Config`, which checks
+the type and bounds of every field before anything is built from it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from nestedseg.base.errors import choose, nearest, show, whole, wholes
+from nestedseg.base.extras import install_command
 from nestedseg.base.version import __version__
 from nestedseg.decoder.layers import (
     ACTIVATIONS,
@@ -37,15 +38,15 @@ OUTPUTS = ("deepest", "ensemble")
 
 @dataclass(frozen=True)
 class Config:
-    """The arguments of `nestedseg.create`, resolved. See there for what each one means.
+    """The arguments of `nestedseg.create`, resolved; `create` documents those not listed here.
 
     Args:
         image_size: the one (H, W) that the encoder takes; ``None`` = any.
-        pad_multiple: images are padded to a multiple of this along each axis; a pruned model keeps
-            that of the model it came from, or its outputs would differ at the border.
-        pad_smallest: and to no less than this.
+        pad_multiple: images are padded to a multiple of this along each axis. A pruned model keeps
+            the value of the model it came from; its outputs would otherwise differ at the border.
+        pad_smallest: images are padded to at least this size along each axis.
         preprocessing: what `nestedseg.preprocess` applies.
-        fused: whether it is the inference-only form that `SegmentationModel.fuse` gives.
+        fused: whether this is the inference-only form that `SegmentationModel.fuse` returns.
         class_names: one for each channel of the logits.
         training: what the model was trained on, and its scores; see `check_training`.
 
@@ -91,8 +92,8 @@ class Config:
         check_classes(self.task, self.classes)
         choose("upsample", self.upsample, UPSAMPLINGS)
         if self.upsample == "bicubic" and self.dims != 2:
-            raise ValueError("upsample 'bicubic' is for images; volumes have 'nearest', "
-                             "'bilinear', 'bilinear_corners' or 'transpose'")
+            raise ValueError("upsample 'bicubic' is only for images, got dims=3; for volumes use "
+                             "'nearest', 'bilinear', 'bilinear_corners' or 'transpose'")
         if self.norm is not None:
             object.__setattr__(self, "norm", check_choice("norm", self.norm, NORMS))
         object.__setattr__(self, "activation",
@@ -131,11 +132,11 @@ class Config:
                      self.execution, self.bias)
 
     def prune(self, depth: int) -> Config:
-        """The configuration of the model that `prune(depth)` gives."""
+        """The configuration of the model that `prune(depth)` returns."""
         return replace(self, graph=self.graph.prune(depth), output="deepest")
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values, with the graph in full and its name."""
+        """The configuration as JSON-able values, with the whole graph and its name."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data = {key: _lists(value) for key, value in data.items()}
         data |= {key: copy.deepcopy(data[key])
@@ -159,13 +160,17 @@ class Config:
 
 
 def named_graph(data: Any, name: Any) -> Graph:
-    """The graph in a config, which says beside it what the graph is called."""
+    """The graph in a config, and its name, which is stored beside it if it is a short text."""
     short = isinstance(name, str) and len(name) <= 100
     return Graph.from_dict(data, name if short else "graph")
 
 
 def check_choice(kind: str, choice: Any, allowed: Mapping[str, Any]) -> Choice:
-    """A norm or activation: its name, or an object of its name and options."""
+    """Checks a norm or activation, which is a name or an object with a name and options.
+
+    Raises:
+        ValueError: an unknown name or option, or a value out of bounds.
+    """
     name, options = split_choice(choice)
     bounds = OPTIONS.get(choose(kind, name, allowed), {})
     for key, value in options.items():
@@ -179,17 +184,17 @@ def check_choice(kind: str, choice: Any, allowed: Mapping[str, Any]) -> Choice:
 
 
 def _to_2(data: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 has the smallest size along each axis, and fields that need not be there."""
+    """Version 1 to 2: ``pad_smallest`` has a value for each axis; new fields are optional."""
     axes = 3 if data.get("dims") == 3 else 2
     return data | {"pad_smallest": [data.get("pad_smallest", 1)] * axes}
 
 
-# What makes a config of one version one of the next.
+# The function that brings a config of each earlier version to the next.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2}
 
 
 def migrate(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of this schema version or an earlier one, brought to this one.
+    """Brings a config of an earlier schema version to the present one.
 
     Raises:
         ValueError: an unknown version; the message says which nestedseg reads it.
@@ -198,26 +203,44 @@ def migrate(data: Mapping[str, Any]) -> dict[str, Any]:
     version, writer = data.pop("schema_version", None), data.pop("nestedseg_version", None)
     if type(version) is not int or version not in (*MIGRATIONS, SCHEMA_VERSION):
         known = isinstance(writer, str) and re.fullmatch(r"[0-9]+(\.[0-9a-z]+){1,4}", writer)
-        newer = f'the nestedseg that wrote it: pip install "nestedseg>={writer[:30]}"' if known \
-            else "a newer nestedseg: pip install --upgrade nestedseg"
+        newer = f"nestedseg {writer[:30]}, which wrote it, or a later one" if known \
+            else "a newer nestedseg"
         raise ValueError(f"config schema version {show(version)} is unknown to nestedseg "
                          f"{__version__}, which reads versions {min(MIGRATIONS)} to "
-                         f"{SCHEMA_VERSION}. Install {newer}")
+                         f"{SCHEMA_VERSION}. Install {newer}: {install_command()} in an up-to-date "
+                         "clone of the nestedseg repository")
     for earlier in range(version, SCHEMA_VERSION):
         data = MIGRATIONS[earlier](data)
     return data
 
 
 def check_output(output: str | int, graph: Graph) -> None:
-    """Refuses an output that is neither "deepest" nor "ensemble" nor a depth with a head."""
+    """Checks that an output is "deepest", "ensemble" or a depth with a head.
+
+    Raises:
+        ValueError: it is none of these.
+    """
     if isinstance(output, str):
         choose("output", output, OUTPUTS)
     else:
         graph.head(output)
 
 
+PREPROCESSING = {  # what messages say that each value must be
+    "mean": "one number per channel", "std": "one number above 0 per channel",
+    "input_range": "two numbers, the lower first", "interpolation": "a name",
+    "size": f"None, or 2 or 3 whole numbers from 1 to {MAX_SIDE}",
+    "standardise": "true or false", "spacing": "None, or 3 numbers above 0 (mm along D, H, W)",
+}
+
+
 def check_preprocessing(values: Any, channels: int) -> dict[str, Any]:
-    """The preprocessing values, each of the type and within the bounds that they must have."""
+    """The preprocessing values, if each has the right type and is within its bounds.
+
+    Raises:
+        TypeError: ``values`` is not an object.
+        ValueError: a key is unknown or missing, or a value does not fit.
+    """
     if not isinstance(values, Mapping):
         raise TypeError(f"preprocessing must be an object, got {show(values)}")
     checks = {"mean": lambda v: _numbers(v, channels),
@@ -232,16 +255,22 @@ def check_preprocessing(values: Any, channels: int) -> dict[str, Any]:
                              f"{nearest(key, checks | optional)}")
     for key in checks:
         if key not in values:
-            raise ValueError(f"preprocessing lacks {key!r}")
+            raise ValueError(f"the preprocessing key {key!r} is missing; needed are "
+                             f"{', '.join(checks)}")
     for key, fits in (checks | optional).items():
         if key in values and not fits(values[key]):
-            raise ValueError(f"preprocessing {key!r} of a model with {channels} input channels "
-                             f"cannot be {show(values[key])}")
+            raise ValueError(f"invalid preprocessing {key!r} for {channels} input channels: "
+                             f"expected {PREPROCESSING[key]}, got {show(values[key])}")
     return {key: list(v) if isinstance(v, (list, tuple)) else v for key, v in values.items()}
 
 
 def check_class_names(names: Any, classes: int) -> tuple[str, ...]:
-    """A name for each class."""
+    """The class names as a tuple, if there is a different short text for each class.
+
+    Raises:
+        TypeError: ``names`` is not a list of short texts.
+        ValueError: there are more or fewer names than classes, or two are the same.
+    """
     if not isinstance(names, (list, tuple)) or not all(map(is_text, names)):
         raise TypeError(f"class_names must be a list of short texts, got {show(names)}")
     if len(names) != classes or len(set(names)) != classes:
@@ -250,7 +279,7 @@ def check_class_names(names: Any, classes: int) -> tuple[str, ...]:
 
 
 def _lists(value: Any) -> Any:
-    """Tuples as lists, as JSON has them."""
+    """The value with all tuples in it as lists, for JSON."""
     return [_lists(item) for item in value] if isinstance(value, tuple) else value
 
 

@@ -1,4 +1,4 @@
-"""`create`: its arguments become a checked configuration, and that becomes a model."""
+"""`create`: turns its arguments into a checked configuration, and that into a model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from nestedseg.models.targets import choose_task
 from nestedseg.topology.graph import MAX_CHANNELS, Graph, position
 from nestedseg.topology.rules import resolve
 
-MAX_PAD = 4096  # pixels, for models that others made
-SUM_WIDTH = 128  # that of the branch that merges a feature pyramid: Kirillov et al., 2019
+MAX_PAD = 4096  # pixels; bounds what a stranger's config may ask for
+SUM_WIDTH = 128  # channels of the branch that merges a feature pyramid: Kirillov et al., 2019
 
 
 def create(
@@ -58,7 +58,7 @@ def create(
     Args:
         topology: "unet", "unet_e", "unet_plus", "unetpp" (or "unet^e", "unet+", "dla", "unet++"),
             "fpn", "fpn_plus", "fpnpp" (feature pyramids, their levels merged), a `Graph`, its
-            dict, or the path of a .json file that holds it.
+            dict, or the path of a .json file with it.
         encoder: "plain" (the paper's) or any timm model name, tags allowed
             ("resnet152.a1_in1k"); see `nestedseg.list_encoders`.
         classes: channels of the logits.
@@ -66,16 +66,18 @@ def create(
         task: "binary" (one class, sigmoid), "multiclass" (softmax; class 0 is usually the
             background) or "multilabel" (sigmoids). Default: binary if ``classes == 1``, else
             multiclass.
-        encoder_weights: ``None`` = random; "imagenet" = timm's weights of the name's tag, else of
-            its default tag; or the path of a .safetensors file with the timm model's state dict.
-        depth: L. Default: every level the encoder offers (plain: 4). With a graph: the head to
-            prune it to.
+        encoder_weights: ``None`` = random; "pretrained" = timm's weights of the name's tag, else of
+            its default tag, whatever they were trained on ("imagenet" means the same, also where
+            they come from CLIP, DINO or SAM); or the path of a .safetensors file with the timm
+            model's state dict.
+        depth: L, at most the number of the encoder's levels minus 1, which is the default (plain:
+            4). With a graph: the head to prune it to.
         encoder_channels: widths of the plain encoder, finest first.
         decoder_channels: widths of the decoder's rows, finest first. Default: 32, 64, 128, ...;
-            over the plain encoder, the encoder's own; of a feature pyramid, 128 throughout.
-        deep_supervision: ``True``: every head the topology offers; ``False``: the deepest alone.
-            Default: the topology's own (U-Net^e needs it, the other names do without; a graph
-            keeps the heads it lists).
+            over the plain encoder, the encoder's own; for a feature pyramid, 128 throughout.
+        deep_supervision: ``True``: all heads of the topology; ``False``: only the deepest.
+            Default: only the deepest, except that U-Net^e keeps all, which it needs, and a graph
+            keeps the heads it lists.
         upsample: "nearest", "bilinear", "bilinear_corners" (torch's ``align_corners``: the corner
             pixels stay where they are), "bicubic", or "transpose" (a 2x2 transposed convolution,
             the paper's).
@@ -83,40 +85,55 @@ def create(
             ``{"name": "group", "groups": 4, "eps": 1e-6}`` (batch: ``eps``, ``momentum``).
         activation: "relu", "leaky_relu", "elu", "silu", "mish", "gelu" or "prelu"; or with options,
             like ``{"name": "leaky_relu", "negative_slope": 0.1}`` (elu: ``alpha``).
-        bias: whether convolutions before a norm have a bias too; those without a norm have one.
+        bias: whether convolutions before a norm have a bias; convolutions without a norm always
+            have one.
         dropout: probability after each activation of the decoder and the plain encoder.
-        dims: 2 for images, 3 for volumes. A timm encoder is then made volumetric: its pretrained
-            kernels are repeated along depth and divided by how often (Carreira & Zisserman, 2017,
-            arXiv 1705.07750). `nestedseg.encoder_info` tries whether it can be.
+        dims: 2 for images, 3 for volumes. With 3, a timm encoder is made volumetric: its pretrained
+            kernels are repeated along depth and divided by the number of repeats (Carreira &
+            Zisserman, 2017, arXiv 1705.07750). ``nestedseg.encoder_info(name, dims=3)`` tells
+            whether that is possible for an encoder.
         head_kernel: side of the heads' convolutions, odd.
         output: what eval mode returns: "deepest", "ensemble" (logits whose probabilities are the
             mean of all heads') or a depth.
-        image_size: (H, W) in pixels, for encoders that are built for one size; those that take
-            any size (see `nestedseg.encoder_info`) need none. Default: the encoder's own.
-        stem: adds plain convolutional levels at strides 1, 2, ... above an encoder's finest, so
-            that the finest row lives at full resolution: ``True`` = 32, 64, ... channels, a
-            number = the finest level's, doubling, or the channels of each. Default: ``False``,
-            logits are up-sampled from the encoder's finest stride.
-        encoder_taps: which of timm's features become levels; or the names of the timm model's
-            modules that give them, ``(N, C, h, w)``. Default: the deepest of each stride; of
-            encoders with one stride throughout, four evenly spaced.
-        pyramid_channels: of the levels (strides 4, 8, 16, 32) that are made from an encoder with
-            one stride throughout, by a simple feature pyramid (Li et al., ViTDet, 2022,
+        image_size: (H, W) in pixels, only for encoders that are built for one size (see
+            ``any_size`` of `nestedseg.encoder_info`). Default: the encoder's own.
+        stem: adds plain convolutional levels at strides 1, 2, ... above the encoder's finest
+            level, so that row 0 is at full resolution: ``True`` = 32, 64, ... channels; a number =
+            the channels of the finest, doubled at each next one; or the channels of each. Default:
+            ``False``: logits are up-sampled from the encoder's finest stride.
+        encoder_taps: which of timm's features become levels, by index; or the names of modules of
+            the timm model whose outputs ``(N, C, h, w)`` become levels. Default: the deepest
+            feature of each stride; for encoders with a single stride, four evenly spaced ones.
+        pyramid_channels: channels of the levels (strides 4, 8, 16, 32) that a simple feature
+            pyramid makes from an encoder with a single stride (Li et al., ViTDet, 2022,
             arXiv 2203.16527). Default: the encoder's, halved at each doubling of resolution.
-        strides: of the plain encoder, from each level to the next, a number an axis, for volumes
-            of thick slices ``((1, 2, 2), (2, 2, 2), ...)``. Default: 2 throughout.
+        strides: of the plain encoder: the step from each level to the next, one number for each
+            axis; for volumes of thick slices ``((1, 2, 2), (2, 2, 2), ...)``. Default: all 2.
         depth_strides: of a timm encoder in 3-D: 1 or 2 for each halving of height and width,
             finest first. ``(1, 1)`` keeps the depth at the first two. Default: 2 throughout.
-        execution: how the decoder's nodes are computed: "fast", or "reference" (obvious, slower,
-            the same up to rounding); see `nestedseg.execution`.
-        class_names: what the classes are called, for those who get the model.
+        execution: how the decoder's nodes are computed: "fast", or "reference" (literal and slower;
+            equal up to rounding); see `nestedseg.execution`.
+        class_names: the names of the classes; saved with the model.
 
     Raises:
         ValueError: an unknown name, or numbers that do not fit together.
         GraphError: a malformed topology.
         OSError: encoder weights that cannot be fetched or read.
+
+    Examples:
+        >>> import torch
+        >>> import nestedseg
+        >>> model = nestedseg.create("unetpp", "resnet18", classes=3, in_channels=1)
+        >>> model.eval()(torch.rand(2, 1, 100, 75)).shape  # any height and width
+        torch.Size([2, 3, 100, 75])
+
+        With deep supervision, training mode gives the logits of every head, shallow -> deep:
+
+        >>> model = nestedseg.create("unetpp", deep_supervision=True)
+        >>> [tuple(logits.shape) for logits in model(torch.rand(2, 3, 64, 64))]
+        [(2, 1, 64, 64), (2, 1, 64, 64), (2, 1, 64, 64), (2, 1, 64, 64)]
     """
-    sequences: dict[str, Any] = {  # which `Options` makes tuples of
+    sequences: dict[str, Any] = {  # `Options` makes tuples of them
         "encoder_channels": encoder_channels if encoder == "plain" else None,
         "image_size": image_size, "stem": stem, "encoder_taps": encoder_taps,
         "pyramid_channels": pyramid_channels, "strides": strides, "depth_strides": depth_strides}
@@ -139,7 +156,7 @@ def create(
 
 def build_model(config: Config,
                 encoder_weights: str | Path | bool | None = None) -> SegmentationModel:
-    """The model of a configuration, with random weights but for the encoder's.
+    """Builds the model of a configuration; weights are random, except ``encoder_weights``.
 
     Raises:
         ValueError: the parts of the configuration do not fit together.
@@ -147,7 +164,8 @@ def build_model(config: Config,
     body = describe_encoder(config.encoder_options)
     needed, _ = padding(config.graph, body, config.decoder_channels, config.norm)
     if any(m % n or m > max(n, MAX_PAD) for m, n in zip(config.pad_multiple, needed)):
-        raise ValueError(f"pad_multiple {config.pad_multiple} is no multiple of {needed}")
+        raise ValueError(f"pad_multiple must be a multiple of {needed} along each axis, and at "
+                         f"most {MAX_PAD} unless equal to it, got {config.pad_multiple}")
     encoder = build_encoder(config.encoder_options, config.style, encoder_weights,
                             config.graph.levels)
     decoder = build_decoder(config.graph, body.levels, config.classes, config.decoder_channels,
@@ -159,9 +177,9 @@ def build_model(config: Config,
 
 
 def default_widths(graph: Graph, encoder_channels: Sequence[int] | None) -> tuple[int, ...]:
-    """The decoder's widths, finest first: the plain encoder's, else 32, 64, 128, ...
+    """The default widths of the decoder's rows, finest first: the plain encoder's, else 32, 64, ...
 
-    Where nodes of several rows are only ever added up, they have one width, 128.
+    In graphs that only add maps up, and never concatenate them, all rows are 128 wide.
     """
     rows = 1 + max(position(name)[0] for name in graph.nodes)
     joins = [node.fuse for node in graph.nodes.values() if len(node.inputs) > 1]

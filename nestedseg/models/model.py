@@ -1,4 +1,4 @@
-"""The public class: the network, and the verbs of the library on top of it."""
+"""The public class `SegmentationModel`: the network, with saving, export and summaries."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from nestedseg.models.summary import Summary, summarise
 
 
 class SegmentationModel(Network, HubModel):
-    """A skip topology over an encoder. Made by `nestedseg.create`.
+    """A segmentation model: a skip topology over an encoder. Made by `nestedseg.create`.
 
-    ``model(x)`` gives logits of the size of ``x``, see `forward`. For loops of one's own
-    ``model.task`` says which loss fits; `predict` gives probabilities.
+    ``model(x)`` returns logits of the size of ``x``, see `forward`; `predict` returns
+    probabilities. ``model.task`` is what the losses and scores of the library need to know.
 
     Attributes:
         encoder: the encoder module.
@@ -28,15 +28,25 @@ class SegmentationModel(Network, HubModel):
 
     def parameter_groups(self, lr: float, encoder_lr_scale: float = 1.0,
                          weight_decay: float = 0.0) -> list[dict[str, Any]]:
-        """Groups for an optimiser; norms and biases do not decay, frozen weights are left out.
+        """Parameter groups for an optimiser. Norms and biases have no weight decay; frozen weights
+        are left out.
 
         Args:
             lr: learning rate of the decoder.
-            encoder_lr_scale: the encoder's, as a multiple of it.
+            encoder_lr_scale: learning rate of the encoder, as a multiple of ``lr``.
             weight_decay: of convolutions and matrices.
 
         Raises:
             ValueError: a number out of bounds.
+
+        Examples:
+            >>> import torch
+            >>> import nestedseg
+            >>> model = nestedseg.create("unetpp", "resnet18")
+            >>> groups = model.parameter_groups(lr=1e-3, encoder_lr_scale=0.1, weight_decay=1e-2)
+            >>> optimizer = torch.optim.AdamW(groups)
+            >>> [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+            [(0.0001, 0.01), (0.0001, 0.0), (0.001, 0.01), (0.001, 0.0)]
         """
         return parameter_groups(self, lr, encoder_lr_scale, weight_decay)
 
@@ -61,24 +71,25 @@ class SegmentationModel(Network, HubModel):
     ) -> None:
         """Writes the model as one file that runs without this library.
 
-        It takes float32 ``image`` ``(N, in_channels, *spatial)``, padded inside to what the encoder
-        divides, and gives float32 ``logits`` or ``probabilities`` of its size. What is written is
-        the fused form (see `fuse`) in eval mode, of the head that is asked for. The file says how
-        the image must be scaled, and what the classes are called. It appears when it is complete.
+        The exported model takes a float32 ``image`` ``(N, in_channels, *spatial)``, pads it inside
+        as needed, and returns float32 ``logits`` or ``probabilities`` of the image's size. It is
+        the fused form (see `fuse`) in eval mode. The file's metadata contain the preprocessing and
+        the class names. The file appears only when it is complete.
 
         Args:
-            path: ends in .onnx or .pt2, as the format is.
+            path: ends in .onnx or .pt2, according to the format.
             format: "onnx", or "torch", a program for `torch.export.load`.
-            depth: which head's; default: what `output` says.
-            ensemble: the mean of all heads instead.
+            depth: the depth whose head is exported; default: `output`.
+            ensemble: export the mean of all heads instead.
             dynamic: which axes may have any length: "batch", "height", "width", and "depth" in
-                3-D. Default: all; "batch" alone where the encoder is built for one size. The others
-                keep one image, of ``preprocessing["size"]``, else of 256 (2-D) or 64 (3-D).
-            probabilities: a softmax or sigmoid after the logits.
+                3-D. Default: all; only "batch" if the encoder is built for one size. The other
+                axes have the fixed length 1 (batch), or that of ``preprocessing["size"]``, else
+                256 (2-D) or 64 (3-D).
+            probabilities: apply a softmax or sigmoid to the logits.
             half: weights and arithmetic in float16.
 
         Raises:
-            ValueError: an unknown name, or what a file of this format cannot be.
+            ValueError: an unknown name, or a model that the format cannot hold.
             GraphError: there is no head at this depth.
             ImportError: the extra "export" is not installed.
         """

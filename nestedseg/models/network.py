@@ -1,4 +1,4 @@
-"""The network: an encoder, a compiled decoder, and what is done with their logits."""
+"""The network: an encoder, a compiled decoder, and the methods that compute with them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Kind = TypeVar("Kind", bound="Network")
 
 
 class Network(nn.Module):
-    """A decoder over an encoder, and all that is computed with them.
+    """A decoder over an encoder, and everything that is computed with them.
 
-    What is done with a model besides (saving, exporting, summaries) takes a network, and is not
-    known here. `SegmentationModel` joins both.
+    Saving, exporting and summaries are functions that take a network; this class does not know of
+    them. `SegmentationModel` has both.
     """
 
     def __init__(self, config: Config, encoder: Encoder, decoder: Decoder) -> None:
@@ -46,7 +46,7 @@ class Network(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that is needed to rebuild the model, as JSON-able values."""
+        """Everything that is needed to rebuild the model, as JSON-able values."""
         return replace(self._config, output=self.output).to_dict()
 
     @property
@@ -61,12 +61,12 @@ class Network(nn.Module):
 
     @property
     def task(self) -> Task:
-        """ "binary", "multiclass" or "multilabel"."""
+        """The task: "binary", "multiclass" or "multilabel"."""
         return self._config.task
 
     @property
     def classes(self) -> int:
-        """Channels of the logits."""
+        """The number of classes, which is the number of channels of the logits."""
         return self._config.classes
 
     @property
@@ -75,14 +75,14 @@ class Network(nn.Module):
         return self._config.preprocessing
 
     def set_preprocessing(self, **values: Any) -> None:
-        """Records other preprocessing, say the training set's ``mean`` and ``std``.
+        """Changes values of the preprocessing, for example to the training set's mean and std.
 
         Args:
-            values: those that change. ``mean`` and ``std`` of each channel and ``input_range``
-                (low, high), see `nestedseg.preprocess`; ``size`` ``(H, W)`` or ``(D, H, W)`` in
-                pixels, that summaries and exports take; ``interpolation``, a word for who resizes;
-                ``standardise``, by each image's own mean and std; ``spacing`` along D, H, W in mm,
-                that volumes are resampled to.
+            values: the values that change. ``mean`` and ``std`` of each channel and ``input_range``
+                (low, high), see `nestedseg.preprocess`; ``size``, ``(H, W)`` or ``(D, H, W)`` in
+                pixels, the default size of summaries and exports; ``interpolation``, a name, only
+                recorded; ``standardise``, whether each image is scaled by its own mean and std;
+                ``spacing`` along D, H, W in mm, to which volumes are resampled.
 
         Raises:
             ValueError: an unknown key or an impossible value.
@@ -91,12 +91,12 @@ class Network(nn.Module):
 
     @property
     def output(self) -> str | int:
-        """What eval mode returns: "deepest", "ensemble" or a depth. May be assigned.
+        """What the model returns in eval mode: "deepest", "ensemble" or a depth. May be assigned.
 
-        The ensemble's logits are those whose probabilities are the mean of all heads'.
+        The probabilities of the ensemble's logits are the mean of the probabilities of all heads.
 
         Raises:
-            ValueError: on assignment, none of these.
+            ValueError: on assignment of anything else.
         """
         return self._output
 
@@ -104,7 +104,7 @@ class Network(nn.Module):
     def output(self, output: str | int) -> None:
         check_output(output, self.graph)
         self._output = output
-        self.decoder.program(self._output_depths())  # compiled now, not in somebody's first trace
+        self.decoder.program(self._output_depths())  # now, so that no trace contains compiling it
 
     def _output_depths(self) -> tuple[int, ...]:
         if isinstance(self.output, int):
@@ -114,19 +114,20 @@ class Network(nn.Module):
     # -- forward ------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The logits.
+        """Computes the logits of images or volumes.
 
         Args:
-            x: ``(N, in_channels, H, W)``, in 3-D ``(N, in_channels, D, H, W)``, of floats as
-                `nestedseg.preprocess` gives them. Any size, unless the encoder is built for one.
+            x: ``(N, in_channels, H, W)``, in 3-D ``(N, in_channels, D, H, W)``, floats as from
+                `nestedseg.preprocess`. Any size, unless the encoder is built for one.
 
         Returns:
             ``(N, classes, *spatial)``, of the size of ``x``. In training mode a model with several
-            heads gives a tuple of them, shallow -> deep; in eval mode `output` says which one.
+            heads returns a tuple of these, shallow -> deep; in eval mode `output` says which one.
 
         Raises:
-            ValueError: another shape, or a batch in training with one value for a batch norm.
-            TypeError: no tensor of floats.
+            ValueError: ``x`` has another shape, or, in training, is so small that a batch norm
+                gets a single value per channel.
+            TypeError: ``x`` is not a tensor of floats.
         """
         if self.training:
             logits = self._logits(x, self.depths)
@@ -135,27 +136,43 @@ class Network(nn.Module):
         return logits[0] if len(logits) == 1 else ensemble(logits, self.task)
 
     def forward_heads(self, x: Tensor) -> dict[int, Tensor]:
-        """The logits of every head, by depth, each ``(N, classes, *spatial)``.
+        """Computes the logits of every head, by depth, each ``(N, classes, *spatial)``.
 
         Args:
-            x: as of `forward`.
+            x: see `forward`.
+
+        Examples:
+            >>> import torch
+            >>> import nestedseg
+            >>> model = nestedseg.create("unetpp", classes=3, depth=2, deep_supervision=True)
+            >>> heads = model.forward_heads(torch.rand(2, 3, 64, 64))
+            >>> {depth: tuple(logits.shape) for depth, logits in heads.items()}
+            {1: (2, 3, 64, 64), 2: (2, 3, 64, 64)}
         """
         return dict(zip(self.depths, self._logits(x, self.depths)))
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
-        """Probabilities ``(N, classes, *spatial)`` of ``model.output``, computed in eval mode.
+        """Computes probabilities ``(N, classes, *spatial)`` of ``model.output``, in eval mode.
 
-        A sigmoid or, of "multiclass", a softmax of the logits; without gradients.
+        They are a sigmoid of the logits, for "multiclass" a softmax; without gradients.
 
         Args:
-            x: as of `forward`.
+            x: see `forward`.
+
+        Examples:
+            >>> import torch
+            >>> import nestedseg
+            >>> model = nestedseg.create("unetpp", classes=3, depth=2)
+            >>> probabilities = model.predict(torch.rand(2, 3, 100, 75))
+            >>> probabilities.shape, probabilities.argmax(dim=1).shape
+            (torch.Size([2, 3, 100, 75]), torch.Size([2, 100, 75]))
         """
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             return probabilities(self(x), self.task)
-        finally:  # each module as it was: parts of the model may be frozen
+        finally:  # not self.train(): parts of the model may have been in eval mode
             for module in training:
                 module.training = True
 
@@ -187,7 +204,8 @@ class Network(nn.Module):
             height, width = given[2:]
             raise ValueError(
                 f"encoder {config.encoder!r} is built for images of {config.image_size}, got "
-                f"{given[2:]}: create the model with image_size=({height}, {width}), or resize")
+                f"{given[2:]}: create the model with image_size=({height}, {width}), or resize the "
+                "images")
         if self.training and self._has_batch_norm() and self._single_value(x):
             raise ValueError(
                 f"training with batch normalisation on an input of shape {given}: the deepest "
@@ -212,11 +230,11 @@ class Network(nn.Module):
         """Training or eval mode; frozen batch norms of the encoder stay in eval mode.
 
         Raises:
-            RuntimeError: training of a fused model.
+            RuntimeError: training mode of a fused model.
         """
         if mode and self._config.fused:
-            raise RuntimeError("a fused model is for inference alone: train the model that it was "
-                               "made from, and fuse that again")
+            raise RuntimeError("a fused model is only for inference and cannot be trained: train "
+                               "the model that it was made from, and fuse it again")
         super().train(mode)
         if self._norms_frozen:
             for norm in batch_norms(self.encoder):
@@ -224,17 +242,17 @@ class Network(nn.Module):
         return self
 
     def freeze_encoder(self, bn_too: bool = True) -> None:
-        """Keeps the encoder's weights as they are in training.
+        """Freezes the encoder's weights: training does not change them.
 
         Args:
-            bn_too: also keep the running statistics of its batch norms.
+            bn_too: freeze the running statistics of its batch norms too.
         """
         self.encoder.requires_grad_(False)
         self._norms_frozen = bn_too
         self.train(self.training)
 
     def unfreeze_encoder(self) -> None:
-        """Trains the encoder again, its batch norms included."""
+        """Lets training change the encoder's weights and batch norm statistics again."""
         self.encoder.requires_grad_(True)
         self._norms_frozen = False
         self.train(self.training)
@@ -244,10 +262,10 @@ class Network(nn.Module):
 
         Args:
             enable: on or off.
-            encoder: the encoder too, by timm's own means where it is a timm model.
+            encoder: whether the encoder does so too; a timm model by timm's own checkpointing.
 
         Raises:
-            ValueError: the timm model has none; say ``encoder=False``.
+            ValueError: the timm model has no checkpointing; use ``encoder=False``.
         """
         if encoder:
             self.encoder.set_grad_checkpointing(enable)
@@ -256,13 +274,25 @@ class Network(nn.Module):
     # -- other models from this one -----------------------------------------------------------
 
     def prune(self: Kind, depth: int) -> Kind:
-        """The model that ends in the head of this depth (the paper's L^depth), with own weights.
+        """Extracts one depth as a standalone model (the paper's L^depth), with its own weights.
 
-        Every decoder node, head and encoder stage that the head does not need is gone. In eval
-        mode its output equals ``forward_heads(x)[depth]`` of this model.
+        It has only the decoder nodes, the encoder stages and the head that this depth needs. In
+        eval mode its output equals ``forward_heads(x)[depth]`` of this model.
 
         Raises:
             GraphError: there is no head at this depth; train with ``deep_supervision=True``.
+
+        Examples:
+            >>> import torch
+            >>> import nestedseg
+            >>> model = nestedseg.create("unetpp", deep_supervision=True).eval()
+            >>> model.depths
+            (1, 2, 3, 4)
+            >>> small, images = model.prune(depth=2), torch.rand(1, 3, 64, 64)
+            >>> torch.equal(small(images), model.forward_heads(images)[2])
+            True
+            >>> [sum(weight.numel() for weight in each.parameters()) for each in (model, small)]
+            [9159780, 518401]
         """
         config = self._config.prune(depth)
         encoder = copy.deepcopy(self.encoder).keep(config.graph.levels)
@@ -273,22 +303,33 @@ class Network(nn.Module):
     def fuse(self: Kind, dtype: torch.dtype | None = None,
              memory_format: torch.memory_format | None = None,
              compile: bool = False) -> Kind:
-        """A copy for inference alone, with the same outputs up to rounding.
+        """Makes a copy that is faster, only for inference, and gives equal outputs up to rounding.
 
-        Batch norms are folded into the convolutions before them (in the encoder: where autograd's
-        graph proves that nothing else reads those), and each node's first convolution is taken
-        apart and composed with the up-sampling of its inputs, once and for all.
+        Batch norms are folded into the convolutions before them, wherever autograd's graph proves
+        that nothing else reads the convolution's output. The first convolution of each node is
+        split by input, and composed with the up-sampling of its inputs, once and for all.
 
         Args:
-            dtype: of its weights, and so of the images it takes; default: as they are.
-            memory_format: of its weights; default: as they are. ``torch.channels_last`` is the
-                faster one on most devices.
-            compile: also by ``torch.compile``, on the first image of each size. Call it within
-                ``torch.no_grad()``: on a CPU the weights are then laid out for its convolutions.
+            dtype: of the copy's weights, and so of the images it takes; default: this model's.
+            memory_format: of the copy's weights; default: this model's. ``torch.channels_last``
+                is faster on most devices.
+            compile: compile the copy with ``torch.compile``, at the first image of each size. Run
+                it under ``torch.no_grad()``: on a CPU the weights are then stored in the layout
+                that its convolutions prefer.
+
+        Examples:
+            >>> import torch
+            >>> import nestedseg
+            >>> model = nestedseg.create("unetpp", "resnet18").eval()
+            >>> fused, images = model.fuse(), torch.rand(1, 3, 100, 75)
+            >>> fused(images).shape
+            torch.Size([1, 1, 100, 75])
+            >>> torch.allclose(fused(images), model(images), atol=1e-4)
+            True
         """
         model, before = copy.deepcopy(self).eval(), next(self.parameters()).dtype
         if not self._config.fused:
-            model.to(torch.promote_types(before, torch.float32))  # halves would lose digits
+            model.to(torch.promote_types(before, torch.float32))  # composing in half loses digits
             config = replace(self._config, output=self.output, fused=True)
             model = type(self)(config, *fuse_parts(model))
         model.to(dtype=dtype or before)
@@ -300,7 +341,7 @@ class Network(nn.Module):
 
 
 def fuse_parts(model: Network) -> tuple[Encoder, Decoder]:
-    """The encoder and decoder of a model, fused in place."""
+    """Fuses the encoder and decoder of a model in place, and returns them."""
     config = model._config
     size = config.image_size or config.pad_multiple
     dtype = next(model.parameters()).dtype

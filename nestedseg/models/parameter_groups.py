@@ -1,4 +1,5 @@
-"""The parameters of a model in groups for an optimiser."""
+"""Parameter groups for an optimiser: a learning rate for the encoder, no decay of norms and biases.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A semantic model of the library from the files that were saved of it."""
+"""Loads a semantic model from the files that the library saved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from nestedseg.models.model import SegmentationModel
 
 def load_model(source: checkpoint.Source, data: dict[str, object],
                depth: int | None) -> SegmentationModel:
-    """The model of a config that `checkpoint.save` wrote, and of the weights beside it."""
+    """Loads a model from a config that `checkpoint.save` wrote, and the weights beside it.
+
+    Args:
+        source: where the files are.
+        data: the content of the config.
+        depth: the depth to prune to; ``None`` = the whole model.
+    """
     checksum = data.pop(checkpoint.CHECKSUM, None)
     with blamed(source.where(storage.CONFIG)):
         whole = Config.from_dict(data)
@@ -23,7 +29,7 @@ def load_model(source: checkpoint.Source, data: dict[str, object],
     with blamed(source.where(layout.file)):
         checkpoint.check_nodes(config.graph, layout)
     with blamed(source.where(storage.CONFIG)), torch.device("meta"):
-        model = build_model(config)  # takes no memory yet: a stranger's config may ask for any size
+        model = build_model(config)  # without memory: a stranger's config may ask for any size
     known = model.state_dict().keys() if config == whole else None
     fill_weights(model, checkpoint.read_weights(source, layout, own_tensors(model), known))
     return model

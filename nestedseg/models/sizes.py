@@ -1,4 +1,4 @@
-"""Sizes of images: what they are padded to, and how logits come back to the image's own size."""
+"""Sizes of images: padding them for the encoder, and bringing logits back to the image's size."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from nestedseg.topology.graph import Graph
 
 def padding(graph: Graph, body: Description, channels: Sequence[int],
             norm: Choice | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What images are padded to a multiple of, and to no less than what, along each axis."""
+    """How images are padded along each axis: to a multiple of the first tuple, and to at least the
+    second."""
     strides = [shape.stride for shape in infer_levels(graph, body.levels, channels).values()]
     multiple = tuple(math.lcm(*axis) for axis in zip(body.multiples[graph.levels - 1], *strides))
     if norm and split_choice(norm)[0] in ("instance", "group"):
-        # one pixel at the deepest level would have no variance
+        # these norms need at least two pixels at the deepest level: one has no variance
         return multiple, tuple(max(n, *(2 * stride for stride in axis))
                                for n, axis in zip(body.smallest, zip(*strides)))
     return multiple, body.smallest
 
 
 def pad(x: Tensor, multiple: Sequence[int], smallest: Sequence[int]) -> Tensor:
-    """Pads at the far end of each axis, repeating the border, to what the encoder divides."""
+    """Pads the far end of each axis by repeating the border, to a size that the encoder accepts."""
     sizes = [(at_least(n, least) + m - 1) // m * m
              for n, least, m in zip(x.shape[2:], smallest, multiple)]
     missing: list[Any] = [target - n for target, n in zip(sizes, x.shape[2:])]
-    if not any(isinstance(n, torch.SymInt) or n for n in missing):  # a SymInt may be 0 or not
+    if not any(isinstance(n, torch.SymInt) or n for n in missing):  # a SymInt may or may not be 0
         return x
     return F.pad(x, [side for n in reversed(missing) for side in (0, n)], mode="replicate")
 
 
 def at_least(n: int | torch.SymInt, least: int) -> Any:
-    """The larger of two: of a symbol as a symbol, for ``max`` would settle which one is."""
+    """The larger of two sizes. A symbolic size stays symbolic; ``max`` would fix it in a trace."""
     return torch.sym_max(n, least) if isinstance(n, torch.SymInt) else max(n, least)
 
 
@@ -51,7 +52,7 @@ def crop(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def resize_all(logits: Sequence[Tensor], strides: Sequence[tuple[int, ...]]) -> Sequence[Tensor]:
-    """Logits at their strides brought to the input's size; those of one stride as one batch."""
+    """Logits up-sampled to the image's size; if all have the same stride, as one batch."""
     if len(logits) > 1 and len(set(strides)) == 1:
         stacked = torch.stack(tuple(logits))
         resized = resize_logits(stacked.flatten(0, 1), strides[0])

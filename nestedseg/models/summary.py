@@ -1,4 +1,4 @@
-"""What each depth costs: parameters, multiply-accumulates, output stride."""
+"""The summary of a model: parameters, multiply-accumulates and output stride of each depth."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from nestedseg.models.network import Network
 
 @dataclass(frozen=True)
 class Row:
-    """What one depth costs, of the model pruned to it.
+    """One line of a `Summary`: the cost of the model pruned to one depth.
 
     Attributes:
         depth: of the head.
-        parameters: weights and biases.
-        macs: multiply-accumulates of the convolutions that run, for one image; the "fast" execution
-            has fewer than the "reference".
+        parameters: number of weights and biases.
+        macs: multiply-accumulates of the convolutions for one image; the "fast" execution has
+            fewer than the "reference".
         output_stride: of the head's node along each axis, in pixels of the image.
     """
 
@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """What each depth costs; prints as a table, and iterates over its rows.
+    """The cost of each depth of a model. Prints as a table, and iterates over its rows.
 
     Attributes:
         size: of the image, in pixels.
@@ -72,7 +72,7 @@ def summarise(model: Network, size: int | Sequence[int] | None) -> Summary:
 
 def image_size(model: Network,
                size: int | Sequence[int] | None = None) -> tuple[int, ...]:
-    """One side an axis: ``size``, else that of the preprocessing, else 256 (2-D) or 64 (3-D)."""
+    """One length for each axis: ``size``, else the preprocessing's, else 256 (2-D) or 64 (3-D)."""
     dims = model.config["dims"]
     if size is None:
         size = model.preprocessing["size"] or (256 if dims == 2 else 64)
@@ -84,7 +84,7 @@ def image_size(model: Network,
 
 @torch.no_grad()
 def count_macs(model: nn.Module, in_channels: int, size: Sequence[int]) -> int:
-    """Multiply-accumulates of one forward pass on one image; nothing is computed."""
+    """Multiply-accumulates of a forward pass on one image, counted on the meta device."""
     model = meta_copy(model)
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(1, in_channels, *size, device="meta"))

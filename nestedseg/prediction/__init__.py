@@ -1,4 +1,4 @@
-"""Whole images and volumes of any size through a model."""
+"""Prediction for whole images and volumes of any size."""
 
 from nestedseg.prediction.predict import (
     output_key,

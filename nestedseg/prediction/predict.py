@@ -1,4 +1,4 @@
-"""Images and volumes as they were read, through a model: what it predicts for the whole."""
+"""Predictions of a model for images and volumes as they were read, in windows where needed."""
 
 from __future__ import annotations
 
@@ -19,16 +19,26 @@ from nestedseg.prediction.sliding_window import OVERLAP, default_window, slide, 
 
 def predict_image(model: SegmentationModel, image: np.ndarray,
                   window: int | Sequence[int] | None = None, overlap: float = OVERLAP) -> Tensor:
-    """The probabilities ``(classes, *spatial)`` that a model gives for an image as it was read.
+    """Predicts the probabilities ``(classes, *spatial)`` for an image as it was read.
 
     Args:
-        model: used in eval mode; ``model.output`` says which head.
+        model: used in eval mode; ``model.output`` decides which head is used.
         image: ``(*spatial)`` or ``(*spatial, C)``; see `nestedseg.preprocess`.
         window: see `slide`; default: see `default_window`.
         overlap: see `slide`.
 
     Raises:
-        ValueError: an image that does not fit the model.
+        ValueError: the image does not fit the model.
+
+    Examples:
+        >>> import nestedseg
+        >>> from nestedseg.data import synthetic_nuclei
+        >>> from nestedseg.prediction import predict_image, to_mask
+        >>> model = nestedseg.create("unetpp", in_channels=1, depth=2)
+        >>> images, _ = synthetic_nuclei(1, size=100)
+        >>> probabilities = predict_image(model, images[0])
+        >>> images[0].shape, probabilities.shape, to_mask(probabilities, model.task).shape
+        ((100, 100), torch.Size([1, 100, 100]), (100, 100))
     """
     model.eval()
     x = _tensor(image, model)
@@ -40,22 +50,22 @@ def predict_image(model: SegmentationModel, image: np.ndarray,
 def predict_volume(model: SegmentationModel, volume: Volume,
                    window: int | Sequence[int] | None = None, overlap: float = OVERLAP
                    ) -> Iterator[tuple[slice, Tensor]]:
-    """The probabilities ``(classes, planes, H, W)`` of a volume, slab by slab, on its own grid.
+    """Predicts the probabilities of a volume on its own grid, slab by slab.
 
-    Memory is taken for one slab, as thick as a window; a model that was trained at a common spacing
-    needs the whole volume instead, resampled to it.
+    Only one slab, as thick as a window, is in memory. For a model that was trained at a common
+    spacing it is the whole volume, resampled to that spacing.
 
     Args:
         model: used in eval mode.
-        volume: as `nestedseg.data.open_volume` gives it.
+        volume: as returned by `nestedseg.data.open_volume`.
         window: see `slide`; default: see `default_window`.
         overlap: see `slide`.
 
     Yields:
-        Which planes, from first to last, and their probabilities.
+        A slice of planes, in order, and their probabilities ``(classes, planes, H, W)``.
 
     Raises:
-        ValueError: a volume that does not fit the model, or with NaN or infinite voxels.
+        ValueError: the volume does not fit the model, or has NaN or infinite voxels.
     """
     spacing = model.preprocessing.get("spacing")
     if spacing is not None:
@@ -73,17 +83,17 @@ def predict_volume(model: SegmentationModel, volume: Volume,
 
 
 def predict_heads(model: SegmentationModel, image: np.ndarray) -> dict[int | str, Tensor]:
-    """The logits ``(1, classes, *spatial)`` of each head for an image as it was read, by depth.
+    """Predicts the logits ``(1, classes, *spatial)`` of every head for an image, by depth.
 
-    Where ``model.output`` is "ensemble", the ensemble's stand beside them under that name. A large
-    image goes through the model in windows, see `default_window`.
+    If ``model.output`` is "ensemble", there is an entry "ensemble" with the ensemble's logits too.
+    Large images are predicted in windows, see `default_window`.
 
     Args:
         model: used in eval mode.
         image: ``(*spatial)`` or ``(*spatial, C)``; see `nestedseg.preprocess`.
 
     Raises:
-        ValueError: an image that does not fit the model.
+        ValueError: the image does not fit the model.
     """
     model.eval()
     x = _tensor(image, model)
@@ -95,25 +105,25 @@ def predict_heads(model: SegmentationModel, image: np.ndarray) -> dict[int | str
 
 
 def output_key(model: SegmentationModel) -> int | str:
-    """Which of `predict_heads` is the model's output in eval mode."""
+    """The key of `predict_heads` for the model's output in eval mode: a depth or "ensemble"."""
     return model.depths[-1] if model.output == "deepest" else model.output
 
 
 def to_mask(scores: Tensor, task: str) -> np.ndarray:
-    """The class of each pixel.
+    """The class of each pixel, from probabilities.
 
     Args:
         scores: probabilities ``(classes, *spatial)``.
         task: "binary" (foreground above 0.5) or "multiclass" (the most probable).
 
     Returns:
-        ``(*spatial)``, uint8: class indices; of "binary" 0 and 1.
+        ``(*spatial)``, uint8: class indices; for "binary" 0 and 1.
 
     Raises:
         ValueError: "multilabel", whose classes overlap, or more than 256 classes.
     """
     if task == "multilabel" or len(scores) > 256:
-        raise ValueError("a mask holds one of at most 256 classes per pixel; got task "
+        raise ValueError("a mask has one of at most 256 classes per pixel, which does not fit task "
                          f"{task!r} with {len(scores)} classes")
     mask = scores[0] > 0.5 if task == "binary" else scores.argmax(0)
     return mask.to("cpu", torch.uint8).numpy()
@@ -124,7 +134,7 @@ def _tensor(image: np.ndarray, model: SegmentationModel, moments: Moments | None
 
 
 def _planes(volume: Volume) -> Iterable[np.ndarray]:
-    """A volume's voxels ``(planes, H, W, C)``, a few planes at a time."""
+    """The voxels of a volume, a few planes ``(planes, H, W, C)`` at a time."""
     step = max(1, 2 ** 22 // math.prod(volume.stored.shape[1:]))
     for start in range(0, volume.shape[0], step):
         planes = volume[start:start + step]

@@ -1,4 +1,4 @@
-"""Sliding windows: an image of any size through a model, at once where it is small."""
+"""Sliding windows: predicts a large image window by window, and a small one at once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from nestedseg.models.model import SegmentationModel
 
 WINDOW = {2: 512, 3: 96}
 OVERLAP = 0.25
-MEANS = (nn.InstanceNorm3d, nn.GroupNorm)  # means over the volume that they are given
-MOST_PADDING = 1 / 8  # of a side: eight windows in the place of one would cost more than it does
+MEANS = (nn.InstanceNorm3d, nn.GroupNorm)  # norms that take means over the volume that they get
+MOST_PADDING = 1 / 8  # of a side; see `default_window`
 
 Logits = TypeVar("Logits", Tensor, dict[int, Tensor])
 
@@ -23,14 +23,15 @@ Logits = TypeVar("Logits", Tensor, dict[int, Tensor])
 @torch.no_grad()
 def slide(forward: Callable[[Tensor], Logits], x: Tensor, window: int | Sequence[int] | None = None,
           overlap: float = OVERLAP) -> Logits:
-    """``forward(x)``, computed window by window where an image is larger than one.
+    """Computes ``forward(x)``, window by window if the image is larger than a window.
 
-    Windows overlap, and are blended with Gaussian weights, so that no border shows.
+    Windows overlap, and are blended with Gaussian weights, so that their borders do not show.
 
     Args:
-        forward: ``(N, C, *window)`` to a tensor ``(N, K, *window)``, or to a dict of such tensors.
+        forward: maps ``(N, C, *window)`` to a tensor ``(N, K, *window)``, or a dict of such
+            tensors.
         x: ``(N, C, H, W)`` or ``(N, C, D, H, W)``.
-        window: its size in pixels along each axis, or one number for all. Default: 512, in
+        window: size of a window in pixels along each axis, or one number for all. Default: 512, for
             volumes 96.
         overlap: of neighbouring windows, as a fraction of a window in [0, 1). Default: 0.25.
 
@@ -53,17 +54,17 @@ def slide(forward: Callable[[Tensor], Logits], x: Tensor, window: int | Sequence
 def slide_slabs(forward: Callable[[Tensor], Tensor], read: Callable[[slice], Tensor],
                 size: Sequence[int], window: int | Sequence[int] | None = None,
                 overlap: float = OVERLAP) -> Iterator[tuple[slice, Tensor]]:
-    """What `slide` gives for a volume, slab by slab along D, of which no more than one is held.
+    """Computes the same as `slide` for a volume, slab by slab along D, with one slab in memory.
 
     Args:
-        forward: as of `slide`, to a tensor.
-        read: some planes of the volume, ``(N, C, planes, H, W)``.
+        forward: see `slide`; it returns a tensor.
+        read: returns some planes of the volume, ``(N, C, planes, H, W)``.
         size: ``(D, H, W)`` of the volume.
         window: see `slide`.
         overlap: see `slide`.
 
     Yields:
-        Which planes, from first to last, and their ``(N, K, planes, H, W)``.
+        A slice of planes, in order, and their outputs ``(N, K, planes, H, W)``.
     """
     depth, planes = window_sides(window, overlap, size)[0], size[0]
     carried: tuple[Tensor, Tensor] | None = None
@@ -72,7 +73,7 @@ def slide_slabs(forward: Callable[[Tensor], Tensor], read: Callable[[slice], Ten
         logits = slide(forward, read(slice(start, start + depth)), window, overlap)
         weight = _weights((depth,), logits)[:, None, None].clone()
         logits = logits * weight
-        if carried is not None:  # what the slabs before say of the same planes
+        if carried is not None:  # the weighted outputs of earlier slabs for the same planes
             earlier, share = carried
             logits[:, :, :earlier.shape[2]] += earlier
             weight[:len(share)] += share
@@ -82,14 +83,18 @@ def slide_slabs(forward: Callable[[Tensor], Tensor], read: Callable[[slice], Ten
 
 
 def slab_starts(planes: int, depth: int, overlap: float) -> list[int]:
-    """Where the windows of `slide` start along an axis of so many planes."""
+    """The start of each window of `slide` along an axis with this number of planes."""
     step, last = max(1, int(depth * (1 - overlap))), planes - depth
     return [min(start, last) for start in range(0, last + step, step)]
 
 
 def window_sides(window: int | Sequence[int] | None, overlap: float,
                  size: Sequence[int]) -> tuple[int, ...]:
-    """The window along each axis, no longer than the image."""
+    """The length of the window along each axis, at most that of the image.
+
+    Raises:
+        ValueError: ``window`` < 1 or for another number of axes, or ``overlap`` outside [0, 1).
+    """
     window = WINDOW[len(size)] if window is None else window
     sides = (window,) * len(size) if isinstance(window, int) else tuple(window)
     if len(sides) != len(size) or min(sides) < 1 or not 0 <= overlap < 1:
@@ -99,15 +104,16 @@ def window_sides(window: int | Sequence[int] | None, overlap: float,
 
 
 def default_window(model: SegmentationModel, size: Sequence[int]) -> tuple[int, ...]:
-    """The windows in which an image goes through a model, unless others are asked for.
+    """The default size of windows for an image: that of `slide`, with one exception.
 
-    They are those of `slide`; but in volumes, where the model normalises by means over the image,
-    no longer than what needs no padding along axes to which that would add more than an eighth.
-    For the padding is part of the means, and where 36 voxels become 48 along each axis, it is more
-    than half of what they are taken of.
+    For volumes and models with instance or group norm, whose means include the padding, a window is
+    shortened to a length that needs no padding, along axes where padding would add more than an
+    eighth. If 36 voxels, for example, were padded to 48 along each axis, more than half of what the
+    means are taken over would be padding. Less than an eighth is accepted, because a shorter window
+    means several windows instead of one.
 
     Args:
-        model: for images of as many axes.
+        model: takes images with this number of axes.
         size: of the image, ``(H, W)`` or ``(D, H, W)``.
     """
     sides = window_sides(None, OVERLAP, size)
@@ -119,15 +125,17 @@ def default_window(model: SegmentationModel, size: Sequence[int]) -> tuple[int, 
 
 
 def _without_padding(side: int, multiple: int, least: int) -> int:
-    """The largest window up to ``side`` that is not padded; ``side`` if padding is small, or must
-    be."""
+    """The largest window up to ``side`` without padding; ``side`` if padding is small or needed."""
     added, whole = -side % multiple, side // multiple * multiple
     return whole if added > MOST_PADDING * side and whole >= max(multiple, least) else side
 
 
 def _weights(window: Sequence[int], like: Tensor) -> Tensor:
-    """Gaussian, and a product over the axes: so slabs, blended within and then with each other,
-    give what the whole would."""
+    """Gaussian weights of a window, as a product over the axes.
+
+    As they are a product, blending first within slabs and then between slabs gives the same as
+    blending all windows at once.
+    """
     importance = require("monai.data.utils").compute_importance_map
     axes = (importance((length,), mode="gaussian", device=like.device, dtype=like.dtype)
             for length in window)

@@ -1,4 +1,4 @@
-"""Drawings of a graph: SVG after the paper's Fig. 1 and 2, and Mermaid. No torch here."""
+"""Drawings of a graph: SVG in the style of the paper's Fig. 1 and 2, and Mermaid."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Protocol
 RADIUS = 24
 STEP_X, STEP_Y = 62, 92  # between neighbours on a diagonal
 MARGIN = 44
-BEND = 2.6  # of edges over several rows, in radii
-LABEL = 30  # room for the last head's
+BEND = 2.6  # how far edges over several rows bend aside, in radii
+LABEL = 30  # space for the label of the last head
 ARC = 22  # how much higher a skip rises for each column that it passes over
 
 STYLE = """
@@ -34,7 +34,7 @@ STYLE = """
 
 
 class DrawnNode(Protocol):
-    """What a drawing needs to know of a node."""
+    """What a drawing needs to know about a node."""
 
     @property
     def name(self) -> str: ...
@@ -44,7 +44,7 @@ class DrawnNode(Protocol):
 
 
 class DrawnGraph(Protocol):
-    """What a drawing needs to know of a `Graph`, which has these as it stands."""
+    """What a drawing needs to know about a graph; a `Graph` has all of it."""
 
     @property
     def name(self) -> str: ...
@@ -66,7 +66,8 @@ class DrawnGraph(Protocol):
 
 
 def svg(graph: DrawnGraph, kept: DrawnGraph) -> str:
-    """The graph as SVG; what its pruned form ``kept`` lacks is grey. Follows a dark theme."""
+    """The graph as SVG, in light and dark themes; nodes that ``kept``, its pruned form, lacks
+    are grey."""
     places = _places(graph)
     heads = {head: depth for head, depth in zip(graph.heads, graph.depths) if head in kept.heads}
     top = MARGIN + ARC * _longest_skip(graph) / 2
@@ -74,7 +75,7 @@ def svg(graph: DrawnGraph, kept: DrawnGraph) -> str:
     height = max(y for _, y in places.values()) + top + MARGIN
     edges = [_edge(places, source, target, _faded(kept, source, target))
              for source, target in _edges(graph)]
-    # a head's label stands below right, unless it would hide the tip of an arrow from there
+    # a head's label stands below right of its node, unless an arrow ends there
     above = {target for source, target in _edges(graph)
              if _row(source) > _row(target) and places[source][0] > places[target][0]}
     nodes = [_node(name, place, heads.get(name), name in above, _faded(kept, name))
@@ -111,7 +112,7 @@ def _column(name: str) -> int:
 
 
 def _places(graph: DrawnGraph) -> dict[str, tuple[int, int]]:
-    """Centre of every node: a row's nodes lie between those of the row above, as in Fig. 1.
+    """Centre of every node; the nodes of a row lie between those of the row above, as in Fig. 1.
 
     Rows and columns are counted from the first, so that a node stands at the same place in graphs
     of every depth.
@@ -130,7 +131,7 @@ def _longest_skip(graph: DrawnGraph) -> int:
 
 
 def _edges(graph: DrawnGraph) -> Iterator[tuple[str, str]]:
-    """Down the encoder, then every edge (source, target) of the decoder."""
+    """Every edge (source, target): first those down the encoder, then the decoder's."""
     for row in range(graph.encoder_row, graph.depth):
         yield f"x{row}_0", f"x{row + 1}_0"
     for node in graph.nodes.values():
@@ -139,7 +140,8 @@ def _edges(graph: DrawnGraph) -> Iterator[tuple[str, str]]:
 
 
 def _faded(kept: DrawnGraph, *names: str) -> str:
-    """The class of what is gone. The encoder goes on to its deepest row, read or not."""
+    """The CSS class of a pruned node or edge. The encoder runs to the deepest row of ``kept``,
+    also through levels that no node reads."""
     stays = (name in kept.nodes or (_column(name) == 0 and _row(name) <= kept.depth)
              for name in names)
     return "" if all(stays) else " pruned"
@@ -150,7 +152,7 @@ def _edge(places: dict[str, tuple[int, int]], source: str, target: str, faded: s
     if _row(source) != _row(target):
         length = ((x2 - x1) ** 2 + (y2 - y1) ** 2) ** 0.5
         dx, dy = (x2 - x1) / length * RADIUS, (y2 - y1) / length * RADIUS
-        # an edge over several rows bends aside, or it would vanish behind the nodes between
+        # an edge over several rows bends aside: a straight one would run behind other nodes
         bend = BEND if abs(_row(source) - _row(target)) > 1 else 0
         middle = (x1 + x2) / 2 - dy * bend, (y1 + y2) / 2 + dx * bend
         return (f'<path class="edge{faded}" marker-end="url(#tip)" '
@@ -167,7 +169,7 @@ def _edge(places: dict[str, tuple[int, int]], source: str, target: str, faded: s
 
 
 def _node(name: str, place: tuple[int, int], head: int | None, above: bool, faded: str) -> str:
-    """A circle with the paper's name; ``head`` is the depth of the head on it."""
+    """A circle with the node's name as in the paper; ``head`` is the depth of the head on it."""
     x, y = place
     kind = ("encoder" if _column(name) == 0 else "decoder") + (" head" if head else "")
     parts = [f'<circle class="node {kind}" cx="{x}" cy="{y}" r="{RADIUS}"/>',
@@ -186,5 +188,5 @@ def _marker(name: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """For XML, which also has no room for control characters."""
+    """Text escaped for XML, without the control characters that XML forbids."""
     return html.escape("".join(char for char in text if char.isprintable()))

@@ -1,12 +1,12 @@
 """Feature pyramids as graphs: the skips of a topology between 1x1 and 3x3 convolutions.
 
-Column 1 holds a 1x1 convolution of each of the encoder's features. From there on, one column
-further, the nodes are those of the topology, and add up their inputs. U-Net's give the feature
-pyramid network (Lin et al., 2017, arXiv 1612.03144), UNet++'s the pyramid of Mask RCNN++ (Zhou et
-al., 2020, section IV-B). Nodes on the last diagonal only add, as Lin's do. Those before it, which
-Lin's has not, are convolved and rectified: else all that they add were the same few maps again, and
-the dense skips one more linear function of them. A 3x3 convolution of each row's last node is its
-level. No torch here.
+Column 1 holds a 1x1 convolution of each encoder feature (a "lateral"). The topology's own nodes
+follow, shifted by one column, and add up their inputs. U-Net's skips give the feature pyramid
+network (Lin et al., 2017, arXiv 1612.03144), UNet++'s the pyramid of Mask RCNN++ (Zhou et al.,
+2020, section IV-B). Nodes on the last diagonal only add, as in Lin's network. The nodes before it,
+which Lin's network does not have, also convolve and apply the activation: without that, dense skips
+would only add up the same few maps in other proportions. The output level of each row is a 3x3
+convolution of the row's last node.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ def feature_pyramid(rule: Rule, depth: int, name: str) -> Graph:
 
 
 def semantic_pyramid(rule: Rule, depth: int, name: str) -> Graph:
-    """The same with its levels merged, for one segmentation, as in Panoptic FPN.
+    """The feature pyramid with its levels merged into one segmentation, as in Panoptic FPN.
 
-    A level is convolved (3x3, norm, activation) and up-sampled by 2 until it is as fine as the
-    finest; then all are added up (Kirillov et al., 2019, arXiv 1901.02446). The head stands there;
-    where the topology has pyramids of fewer levels, each has its head on its last node in row 0.
+    Each level is convolved (3x3, norm, activation) and up-sampled by 2 until it is as fine as the
+    finest; then all are added up (Kirillov et al., 2019, arXiv 1901.02446). The head is on this
+    sum. A topology that contains shallower pyramids has a head for each of them too, on its last
+    node in row 0.
     """
     nodes = sums(rule, depth)
     shallower = [f"x0_{j}" for j in range(2, depth + 1) if f"x0_{j}" in nodes]
@@ -42,7 +43,7 @@ def semantic_pyramid(rule: Rule, depth: int, name: str) -> Graph:
 
 
 def sums(rule: Rule, depth: int) -> Nodes:
-    """The laterals, and the nodes that add up."""
+    """The 1x1 convolutions of column 1, and the nodes that add up their inputs."""
     nodes: Nodes = {f"x{i}_1": {"inputs": [f"x{i}_0"], "block": "conv1x1"}
                     for i in range(depth + 1)}
     for j in range(1, depth + 1):
@@ -69,7 +70,10 @@ def add_levels(nodes: Nodes, depth: int) -> list[str]:
 
 
 def add_steps(nodes: Nodes, level: str) -> str:
-    """Adds the convolutions of one level, from its own row to row 1; the finest has one too."""
+    """Adds the convolutions of one level, one for each row from its own down to row 1.
+
+    The finest level, row 0, gets one convolution too.
+    """
     row = position(level)[0]
     for step in range(row, 0, -1) or [0]:
         level = add(nodes, step, [level], block="single_conv")
@@ -77,7 +81,7 @@ def add_steps(nodes: Nodes, level: str) -> str:
 
 
 def add(nodes: Nodes, row: int, inputs: Sequence[str], **options: str) -> str:
-    """Adds a node at the end of its row, and gives its name."""
+    """Adds a node at the end of its row and returns its name."""
     last = max(position(name)[1] for name in nodes if position(name)[0] == row)
     name = f"x{row}_{last + 1}"
     nodes[name] = {"inputs": [*inputs], **options}

@@ -1,4 +1,4 @@
-"""A skip topology as data: decoder nodes, the inputs of each, and the heads. No torch here.
+"""A skip topology as data: decoder nodes, the inputs of each, and the heads.
 
 Nodes carry the paper's names: ``x{i}_{j}`` is X^{i,j}, row i = level (0 = finest), column j, where
 column 0 is the encoder. Resampling on an edge follows from the two rows: same row = skip, input
@@ -47,7 +47,7 @@ def is_encoder(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Node:
-    """One decoder node X^{i,j} and where it departs from its level's default.
+    """One decoder node X^{i,j}: its inputs, and options that differ from the defaults.
 
     Args:
         name: ``"x{i}_{j}"``, j >= 1.
@@ -73,7 +73,7 @@ class Node:
         return position(self.name)[0]
 
     def to_value(self) -> list[str] | dict[str, Any]:
-        """The node's JSON value: a plain list of inputs, or an object where more must be said."""
+        """The node's JSON value: a list of inputs, or an object if other options are set."""
         value: dict[str, Any] = {"inputs": list(self.inputs)}
         for field in fields(self)[2:]:
             if getattr(self, field.name) != field.default:
@@ -94,16 +94,23 @@ class Graph:
             ``channels``, ``fuse``, ``block`` (see `Node`).
         heads: the nodes that carry a segmentation head, shallow -> deep.
         encoder_row: the row of the encoder's finest feature. Rows above it have no encoder node
-            and are reached by up-sampling alone (segmentation_models.pytorch's last block).
-        name: what messages call this topology; not part of its identity.
+            and are reached only by up-sampling (segmentation_models.pytorch's last block).
+        name: what messages call this topology; graphs that differ only in name are equal.
 
     Raises:
-        GraphError: cycle, unknown input or key, duplicate, dead node, head that is no node, more
+        GraphError: cycle, unknown input or key, duplicate, dead node, head that is not a node, more
             than 1,000 nodes or 20,000 inputs.
 
     Examples:
-        >>> Graph(nodes={"x0_1": ["x0_0", "x1_0"]}, heads=["x0_1"]).depth
-        1
+        >>> from nestedseg import Graph
+        >>> graph = Graph(nodes={"x0_1": ["x0_0", "x1_0"],
+        ...                      "x1_1": ["x1_0", "x2_0"],
+        ...                      "x0_2": ["x0_0", "x0_1", "x1_1"]},
+        ...               heads=["x0_1", "x0_2"])
+        >>> graph.depth, graph.depths, graph.order()
+        (2, (1, 2), ('x0_1', 'x1_1', 'x0_2'))
+        >>> graph.prune(1).to_json(indent=None)
+        '{"nodes": {"x0_1": ["x0_0", "x1_0"]}, "heads": ["x0_1"]}'
     """
 
     nodes: Mapping[str, Node]
@@ -143,7 +150,7 @@ class Graph:
     # -- structure --------------------------------------------------------------------------
 
     def order(self) -> tuple[str, ...]:
-        """Decoder nodes so that each comes after its inputs, anti-diagonal by anti-diagonal."""
+        """Decoder nodes in an order in which each comes after its inputs: by anti-diagonals."""
         return tuple(self.nodes)
 
     @property
@@ -164,10 +171,10 @@ class Graph:
 
     @cached_property
     def depths(self) -> tuple[int, ...]:
-        """The depth of each head, as `prune` takes it.
+        """The depth of each head: the number by which `prune` selects it.
 
-        It is the deepest row of the encoder that the head needs, as in the paper, where L^d ends in
-        X^{0,d}. Where these rows do not grow from head to head, heads are counted from 1.
+        It is the deepest encoder row that the head needs, as in the paper, where L^d ends in
+        X^{0,d}. If these rows do not increase from head to head, heads are numbered from 1 instead.
         """
         rows = tuple(max(position(name)[0] for name in self.ancestors([head]) if is_encoder(name))
                      for head in self.heads)
@@ -183,12 +190,12 @@ class Graph:
         if type(depth) is not int or depth not in self.depths:
             raise GraphError(
                 f"topology {self.name!r} has no head at depth {depth!r}; it has heads at "
-                f"{list(self.depths)}. A depth can be taken alone only if it was trained: create "
-                "the model with deep_supervision=True")
+                f"{list(self.depths)}. For a head at each depth create the model with "
+                "deep_supervision=True, and train it")
         return self.heads[self.depths.index(depth)]
 
     def ancestors(self, names: Iterable[str]) -> frozenset[str]:
-        """The nodes with these names and all that they are computed from, encoder included."""
+        """The nodes ``names`` and all nodes that they are computed from, also of the encoder."""
         seen: set[str] = set()
         todo = list(names)
         while todo:
@@ -199,7 +206,7 @@ class Graph:
         return frozenset(seen)
 
     def prune(self, depth: int) -> Graph:
-        """What the head of this depth needs, and that head alone (the paper's L^depth).
+        """The graph with only the head of this depth and what it needs (the paper's L^depth).
 
         Raises:
             GraphError: there is no head at this depth.
@@ -221,7 +228,7 @@ class Graph:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], name: str = "graph") -> Graph:
-        """The graph that `to_dict` wrote, or that a user wrote by hand.
+        """The graph described by a dict, written by `to_dict` or by hand.
 
         Args:
             data: an object with the keys ``nodes`` and ``heads``, and ``encoder_row`` where it is
@@ -229,7 +236,7 @@ class Graph:
             name: what messages call it.
 
         Raises:
-            GraphError: an unknown or missing key, or what `Graph` refuses.
+            GraphError: an unknown or missing key, or a graph that `Graph` rejects.
         """
         if not isinstance(data, Mapping):
             raise GraphError(f"topology {name!r}: expected an object with the keys 'nodes' and "
@@ -256,11 +263,13 @@ class Graph:
         """The graph in a JSON text, or in the file at a `Path`.
 
         Args:
-            text: the JSON; of a file the `Path`, for a string is never taken for one.
-            name: what messages call it; of a file its name counts instead.
+            text: the JSON text, or the file's `Path`. A string is always read as JSON, never as a
+                file name.
+            name: what messages call it. For a file, the file's name is used instead.
 
         Raises:
-            GraphError: no JSON, a key that comes twice, or what `from_dict` refuses.
+            GraphError: invalid JSON, a key that appears twice, or a graph that `from_dict`
+                rejects.
             OSError: the file cannot be read.
         """
         name = text.stem if isinstance(text, Path) else name
@@ -276,11 +285,11 @@ class Graph:
         return drawing.mermaid(self)
 
     def to_svg(self, keep: int | None = None) -> str:
-        """The grid of the paper's Fig. 1 as an SVG text.
+        """The graph as an SVG text, drawn as a grid like the paper's Fig. 1.
 
         Args:
             keep: a depth; nodes that this depth does not need are drawn grey, as in Fig. 2.
-                Default: none is.
+                Default: no node is grey.
 
         Raises:
             GraphError: there is no head at this depth.
@@ -297,11 +306,11 @@ def _fail(graph: Graph, message: str, node: str | None = None) -> None:
 
 
 def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads`: an object whose keys all differ."""
+    """An ``object_pairs_hook`` for `json.loads` that rejects a key that appears twice."""
     seen: dict[str, Any] = {}
     for key, value in pairs:
         if key in seen:
-            raise ValueError(f"the key {show(key)} stands twice in the same object")
+            raise ValueError(f"the key {show(key)} appears twice in the same object")
         seen[key] = value
     return seen
 
@@ -323,8 +332,8 @@ def _parse(graph: Graph) -> dict[str, Node]:
 def _parse_node(graph: Graph, name: Any, value: Any) -> Node:
     _check_name(graph, name)
     if is_encoder(name):
-        _fail(graph, "column 0 is the encoder's, it is not computed from inputs; "
-                     "remove it, or name the node in column 1 or later", name)
+        _fail(graph, "column 0 belongs to the encoder and is not computed from inputs; "
+                     "remove this node, or put it in column 1 or later", name)
     if isinstance(value, Node):
         value = value.to_value()
     value = {"inputs": value} if isinstance(value, (list, tuple)) else value
@@ -359,9 +368,9 @@ def _check_options(graph: Graph, node: Node) -> None:
 
 
 def _check_name(graph: Graph, name: Any, reader: str | None = None) -> None:
-    """The name of a node or, where ``reader`` is given, of one of its inputs."""
+    """Checks the name of a node or, if ``reader`` is given, of an input of the node ``reader``."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        _fail(graph, f"{show(name)} is no node name; nodes are named 'x{{row}}_{{column}}', "
+        _fail(graph, f"{show(name)} is not a node name; nodes are named 'x{{row}}_{{column}}', "
                      "like 'x0_1'", reader)
     if position(name)[0] > MAX_ROW:
         _fail(graph, f"the row of {name!r} is deeper than the deepest allowed, {MAX_ROW}", reader)
@@ -376,7 +385,7 @@ def _check_edges(graph: Graph) -> None:
         for name in node.inputs:
             _check_name(graph, name, node.name)
             if name in seen:
-                _fail(graph, f"input {name!r} stands twice; list it once", node.name)
+                _fail(graph, f"input {name!r} is listed twice; list it once", node.name)
             seen.add(name)
             if is_encoder(name):
                 if position(name)[0] < graph.encoder_row:
@@ -387,7 +396,10 @@ def _check_edges(graph: Graph) -> None:
 
 
 def _sorted(graph: Graph) -> list[str]:
-    """Kahn's algorithm; among ready nodes the anti-diagonal i + j, then the column, decides."""
+    """Node names in topological order (Kahn's algorithm).
+
+    Among nodes that are ready, the smallest anti-diagonal i + j comes first, then the column.
+    """
     consumers: dict[str, list[str]] = {name: [] for name in graph.nodes}
     waiting: dict[str, int] = {}
     for node in graph.nodes.values():
@@ -418,7 +430,10 @@ def _rank(name: str) -> tuple[int, int, str]:
 
 
 def _cycle(graph: Graph, stuck: set[str]) -> list[str]:
-    """A cycle, found by walking up inputs: every stuck node has a stuck input or is one's heir."""
+    """A cycle among the nodes that could not be ordered, found by walking from input to input.
+
+    Each of these nodes has at least one input among them, so that the walk must come back.
+    """
     path = [min(stuck, key=position)]
     while True:
         name = next(name for name in graph.nodes[path[-1]].inputs if name in stuck)
@@ -439,11 +454,12 @@ def _check_heads(graph: Graph) -> None:
     heads = graph.heads
     for index, head in enumerate(heads):
         if head in heads[:index]:
-            _fail(graph, f"head {show(head)} stands twice; list it once")
+            _fail(graph, f"head {show(head)} is listed twice; list it once")
         if head not in graph.nodes:
-            _fail(graph, f"head {show(head)} is no node of the graph; {nearest(head, graph.nodes)}")
+            _fail(graph, f"head {show(head)} is not a node of the graph; "
+                         f"{nearest(head, graph.nodes)}")
     dead = set(graph.nodes) - graph.ancestors(heads)
     if dead:
-        _fail(graph, "no head depends on it (dead node); remove it or put a head on it",
+        _fail(graph, "no head depends on this node (dead node); remove it or put a head on it",
               min(dead, key=position))
 

@@ -1,4 +1,4 @@
-"""Training: the loop, its settings, losses, and what a run leaves behind."""
+"""Training: the loop, its settings, losses, and the report that a run writes."""
 
 from nestedseg.training.history import Epoch, best_epoch
 from nestedseg.training.loop import fit

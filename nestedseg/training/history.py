@@ -1,4 +1,4 @@
-"""What the epochs of a training gave, and which of them was the best."""
+"""The history of a training run: the results of its epochs, and the best of them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave.
+    """The results of one epoch.
 
     Args:
         epoch: counted from 1.
         loss: mean training loss, summed over the heads, or over the losses of a detector.
-        score: of the validation images, by which the best epoch is chosen: the IoU of the model's
-            output in eval mode, mean over the classes; of a detector the Data Science Bowl's score.
-        scores: the IoU of each head, by depth; of a detector those of `InstanceScores`.
-        seconds: how long it took.
+        score: the validation score by which the best epoch is chosen: the IoU of the model's output
+            in eval mode, mean over the classes; for a detector the Data Science Bowl's score.
+        scores: all validation scores: the IoU of each head, by depth; for a detector those of
+            `InstanceScores`.
+        seconds: how long the epoch took.
     """
 
     epoch: int
@@ -29,6 +30,6 @@ def best_epoch(history: list[Epoch]) -> Epoch:
     """The first epoch with the best validation score.
 
     Args:
-        history: as `fit` returns it, at least one epoch.
+        history: as returned by `fit`, at least one epoch.
     """
     return max(history, key=lambda epoch: epoch.score)

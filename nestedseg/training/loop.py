@@ -1,7 +1,8 @@
-"""Training on accelerate: one process or many, resumable at every epoch, the same numbers again.
+"""The training loop: one process or many through accelerate, and resumable after every epoch.
 
-Everything random follows from the seed and the epoch (patches, order, dropout), so a checkpoint
-needs no generator states, and an interrupted run continues as if it had not been.
+Everything random (patches, order, dropout) depends only on the seed and the epoch. So a checkpoint
+needs no states of random generators, and a resumed run gives the same results as one without an
+interruption.
 """
 
 from __future__ import annotations
@@ -32,37 +33,60 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.pt"
 MODEL = "model"
-MAY_CHANGE = ("epochs", "patience", "workers", "seconds")  # on resuming: no result depends on them
+MAY_CHANGE = ("epochs", "patience", "workers", "seconds")  # settings that a resumed run may change
 
 
 def fit(model: SegmentationModel | Detector, train: LabelledImages, validation: LabelledImages,
         run: str | Path, settings: Settings | None = None, resume: bool = False,
         log: Callable[[str], None] = print) -> list[Epoch]:
-    """Train a model, and keep the best weights.
+    """Trains a model, and keeps the weights with the best validation score.
 
-    A semantic model learns with the hybrid loss on every head, a Mask R-CNN with its own losses.
+    A semantic model is trained with the hybrid loss on every head, a Mask R-CNN with its own
+    losses.
 
-    After each epoch ``run/checkpoint.pt`` holds all that `resume` needs, and ``run/model`` the
-    weights of the best validation score so far; ``model`` itself ends with those of the last epoch.
-    Under ``accelerate launch`` every process calls this with the same arguments.
+    After each epoch ``run/checkpoint.pt`` contains everything that ``resume`` needs, and
+    ``run/model`` the model with the best validation score so far. ``model`` itself has the weights
+    of the last epoch. Under ``accelerate launch`` every process calls this with the same arguments.
 
     Args:
-        model: what to train, of `nestedseg.create`, or a Mask R-CNN of
-            `nestedseg.instances.detectors`; its preprocessing is used as it stands.
-        train: checked pictures or volumes; for a Mask R-CNN, `LabelledInstances`.
-        validation: likewise.
-        run: folder to write to.
+        model: the model to train, from `nestedseg.create`, or a Mask R-CNN of
+            `nestedseg.instances.detectors`. Its preprocessing is used as it is.
+        train: images or volumes to train on; for a Mask R-CNN, `LabelledInstances`.
+        validation: images or volumes to validate on, likewise.
+        run: folder to write to. An existing run in it is never overwritten, and continued only with
+            ``resume``.
         settings: see `Settings`.
-        resume: continue the run in the folder, if it has one.
-        log: takes a line of text for each epoch.
+        resume: continue the run in the folder, if there is one.
+        log: called with a line of text for each epoch.
 
     Returns:
         One `Epoch` for each epoch since the start of the run.
 
     Raises:
-        ValueError: the folder holds a run and ``resume`` is false; it holds another run; the
-            labels hold no foreground; or the images do not fit the model.
+        ValueError: the folder contains a run and ``resume`` is false, or a run with other settings
+            or images; the labels contain no foreground; or the images do not fit the model.
         FloatingPointError: the loss is no longer a finite number.
+
+    Examples:
+        >>> import os
+        >>> import cv2
+        >>> import nestedseg
+        >>> from nestedseg.data import LabelledImages, find_pairs, split_pairs, synthetic_nuclei
+        >>> from nestedseg.training import Settings, fit
+        >>> for folder, pictures in zip(("images", "labels"), synthetic_nuclei(4, size=64)):
+        ...     os.mkdir(folder)
+        ...     files = [cv2.imwrite(f"{folder}/{n}.png", each) for n, each in enumerate(pictures)]
+        >>> train, validation = (LabelledImages(pairs, binary=True)
+        ...                      for pairs in split_pairs(find_pairs("images", "labels"), 0.25))
+        >>> model = nestedseg.create("unetpp", in_channels=1, depth=2, deep_supervision=True)
+        >>> model.set_preprocessing(**train.preprocessing())
+        >>> history = fit(model, train, validation, "run", Settings(epochs=1, batch=2, patch=64))
+        unetpp over plain, depths [1, 2]: 2 batches an epoch, 1 validation images, ...
+        epoch   1/1  loss ...  val IoU ...
+        >>> list(history[0].scores)  # the IoU of each depth
+        ['1', '2']
+        >>> nestedseg.from_pretrained("run/model").depths  # the best epoch's weights
+        (1, 2)
     """
     return _Trainer(model, train, validation, Path(run), settings or Settings(), log).fit(resume)
 
@@ -74,7 +98,7 @@ class _Trainer:
         self.task = task_of(model)
         for name, images in (("training", train), ("validation", validation)):
             if images.foreground == 0:
-                raise ValueError(f"the {name} labels hold no foreground: every pixel is 0")
+                raise ValueError(f"the {name} labels contain no foreground: every pixel is 0")
             self.task.check(images, name)
         self.validation, self.run, self.settings, self.log = validation, run, settings, log
         self.identity = _identity(model, train, validation, settings) | {
@@ -86,7 +110,7 @@ class _Trainer:
         together = settings.batch * self.accelerator.num_processes
         steps = settings.steps or math.ceil(len(patches) / together)
         sampler = EpochSampler(steps * together, settings.seed)
-        # A generator of its own: else the loader would draw from the one that dropout draws from.
+        # With a generator of its own, because the loader would otherwise use that of dropout.
         loader = DataLoader(patches, settings.batch, sampler=sampler, collate_fn=self.task.collate,
                             num_workers=settings.workers, generator=torch.Generator(),
                             persistent_workers=settings.workers > 0)
@@ -127,8 +151,8 @@ class _Trainer:
         self.loader.set_epoch(number)
         losses = [self._step(*batch) for batch in self._progress(number)]
         if self.accelerator.num_processes > 1:
-            # The processes saw other batches. With one mean of their running moments, all score
-            # the model that one of them saves.
+            # Each process saw other batches. The running moments of batch norms are averaged, so
+            # that all processes score the same model, the one that is saved.
             distribute_bn(self.bare, self.accelerator.num_processes, reduce=True)
         mean = torch.stack(losses).mean()
         return self.accelerator.reduce(mean, "mean").item()
@@ -151,13 +175,13 @@ class _Trainer:
         return self.task.scores(totals)
 
     def _progress(self, number: int) -> Any:
-        # tqdm's disable=None: no bar where the output is no terminal.
+        # tqdm's disable=None hides the bar if the output is not a terminal.
         hidden = None if self.accelerator.is_main_process else True
         return require("tqdm").tqdm(self.loader, desc=f"epoch {number + 1}", unit="batch",
                                     leave=False, disable=hidden)
 
     def _finished(self, elapsed: float) -> bool:
-        """The same answer on every process, whose clocks differ."""
+        """Whether to stop; the same on every process, although their clocks differ."""
         limit = self.settings.seconds
         late = bool(self.history) and limit is not None \
             and elapsed + self.history[-1].seconds > limit
@@ -178,7 +202,8 @@ class _Trainer:
         if not path.exists():
             return
         if not resume:
-            raise ValueError(f"{self.run} holds a run already; resume it or choose another folder")
+            raise ValueError(f"{self.run} already contains a run; use resume=True (--resume) to "
+                             "continue it, or choose another folder")
         state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
         _check_same(state["identity"], self.identity, str(path))
         self.bare.load_state_dict(state["model"])
@@ -189,7 +214,8 @@ class _Trainer:
         self._log(f"resuming {self.run} after epoch {len(self.history)}")
 
     def _save(self) -> None:
-        """The best model first: killed between the two, the epoch is run again, to the same end."""
+        """Saves the best model, then the checkpoint: if killed between the two, the epoch runs
+        again, with the same result."""
         if self.accelerator.is_main_process:
             if best_epoch(self.history) is self.history[-1]:
                 self.bare.save_pretrained(self.run / MODEL)
@@ -220,7 +246,7 @@ def _precision(wanted: str) -> str:
 
 def _identity(model: SegmentationModel | Detector, train: LabelledImages,
               validation: LabelledImages, settings: Settings) -> dict[str, Any]:
-    """All that a run's numbers depend on: a checkpoint is continued only where it is the same."""
+    """Everything that the results of a run depend on; a run is only resumed if it is the same."""
     fixed = {key: value for key, value in asdict(settings).items() if key not in MAY_CHANGE}
     return {**model.config, **fixed,
             "training images": [pair.image.name for pair in train.pairs],
@@ -230,5 +256,6 @@ def _identity(model: SegmentationModel | Detector, train: LabelledImages,
 def _check_same(saved: dict[str, Any], given: dict[str, Any], path: str) -> None:
     for key, value in given.items():
         if saved.get(key) != value:
-            raise ValueError(f"{path} is of a run with another value of {key!r}: "
-                             f"{show(saved.get(key))}, now {show(value)}; choose another folder")
+            raise ValueError(f"cannot resume {path}: {key!r} was {show(saved.get(key))} in that "
+                             f"run, and is now {show(value)}; use the same value, or choose "
+                             "another folder")

@@ -1,4 +1,4 @@
-"""Training objectives on logits: cross-entropy + soft Dice, summed over the supervised heads."""
+"""Losses on logits: cross-entropy + soft Dice, and deep supervision, their sum over the heads."""
 
 import math
 import operator
@@ -17,14 +17,14 @@ __all__ = ["DeepSupervision", "HybridLoss", "PaperHybridLoss"]
 
 
 class _SegmentationLoss(nn.Module):
-    """What the losses share: a task, a checked target, and a safe precision."""
+    """The base class of the losses: checks the target, and computes in float32 or more."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.task = choose("task", task, TASKS)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss.
+        """Computes the loss.
 
         Args:
             logits: (N, classes, *spatial), 2-D or 3-D, any floating dtype.
@@ -36,8 +36,8 @@ class _SegmentationLoss(nn.Module):
             A scalar; float64 for float64 logits, otherwise float32.
 
         Raises:
-            ValueError: if the logits' shape, or the target's shape, dtype or a value of it, is not
-                what the task takes.
+            ValueError: the shape of the logits, or the shape, the dtype or a value of the target,
+                does not fit the task.
         """
         # Sums over pixels in half precision stop counting at 256 (bf16) or overflow (fp16).
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -50,11 +50,12 @@ class _SegmentationLoss(nn.Module):
 
 
 class HybridLoss(_SegmentationLoss):
-    """Cross-entropy + soft Dice loss, both averaged, equally weighted; at least 0.
+    """Cross-entropy + soft Dice loss, equally weighted; at least 0.
 
-    Cross-entropy is binary for "binary" and "multilabel", categorical for "multiclass". The soft
-    Dice loss of one class in one image is 1 - (2 Σ py + 1) / (Σ p + Σ y + 1), sums over the
-    pixels; "multiclass" counts the background as a class.
+    Cross-entropy is binary for "binary" and "multilabel", categorical for "multiclass", and is
+    averaged over pixels. The soft Dice loss of one class in one image is
+    1 - (2 Σ py + 1) / (Σ p + Σ y + 1), with sums over the pixels, and is averaged over classes and
+    images; "multiclass" counts the background as a class.
 
     The two terms are those of UNet++ (Zhou et al., IEEE TMI 2020, § II-B.2, DOI
     10.1109/TMI.2019.2959609), with the Dice coefficient over regions, as is usual; the paper's
@@ -64,7 +65,17 @@ class HybridLoss(_SegmentationLoss):
         task: "binary", "multiclass" or "multilabel".
 
     Raises:
-        ValueError: if the task is unknown.
+        ValueError: the task is unknown.
+
+    Examples:
+        >>> import torch
+        >>> from nestedseg.losses import HybridLoss
+        >>> logits = torch.zeros(2, 3, 64, 64, requires_grad=True)
+        >>> labels = torch.randint(0, 3, (2, 64, 64))
+        >>> loss = HybridLoss("multiclass")(logits, labels)
+        >>> loss.backward()
+        >>> loss.shape, logits.grad.shape
+        (torch.Size([]), torch.Size([2, 3, 64, 64]))
     """
 
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -75,7 +86,7 @@ class HybridLoss(_SegmentationLoss):
 
 
 class PaperHybridLoss(_SegmentationLoss):
-    """Equation 2 of the UNet++ paper, to the letter.
+    """Equation 2 of the UNet++ paper, exactly as printed.
 
         L(Y, P) = -1/N Σ_c Σ_n [ y log p + 2 y p / (y² + p²) ],   N: pixels in the batch
 
@@ -83,9 +94,8 @@ class PaperHybridLoss(_SegmentationLoss):
     y = p = 0) counts as 0. A perfect prediction gives -1 for "binary" and "multiclass" (one c is
     true at every pixel), -classes for "multilabel".
 
-    Where p is a sigmoid, c runs over each class and its complement, background with 1 - y and
-    1 - p: a pixel with y = 0 adds nothing to Eq. 2, so over the foreground alone p ≡ 1 would be
-    optimal.
+    For sigmoids, c runs over each class and its complement, the background with 1 - y and 1 - p.
+    In Eq. 2 a pixel with y = 0 adds nothing, so with only the foreground p ≡ 1 would be optimal.
 
     Source: Zhou et al., IEEE TMI 2020, Eq. 2, DOI 10.1109/TMI.2019.2959609.
 
@@ -93,7 +103,7 @@ class PaperHybridLoss(_SegmentationLoss):
         task: "binary", "multiclass" or "multilabel".
 
     Raises:
-        ValueError: if the task is unknown.
+        ValueError: the task is unknown.
     """
 
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -103,25 +113,36 @@ class PaperHybridLoss(_SegmentationLoss):
             y = torch.cat([1 - y, y], dim=1)
             log_p = F.logsigmoid(torch.cat([-logits, logits], dim=1))  # 1 - p(x) = p(-x)
         p = log_p.exp()
-        # The clamp makes 0/0 a 0 with a finite gradient; only squares that underflow meet it.
+        # The clamp turns 0/0 into 0 with a finite gradient; it only affects squares that underflow.
         dice = 2 * y * p / (y**2 + p**2).clamp_min(torch.finfo(p.dtype).tiny)
         return -(y * log_p + dice).sum(dim=1).mean()
 
 
 class DeepSupervision(nn.Module):
-    """A loss summed over the heads of a deeply supervised network: Σ_i η_i L(Y, P^i).
+    """The sum of a loss over the heads of a deeply supervised network: Σ_i η_i L(Y, P^i).
 
-    Every head is compared with the same, full-resolution target. Source: Zhou et al., IEEE TMI
+    All heads are compared with the same target at full resolution. Source: Zhou et al., IEEE TMI
     2020, § II-B.2, DOI 10.1109/TMI.2019.2959609.
 
     Args:
-        loss: any ``loss(logits, target) -> scalar``: one of this module's, of
-            segmentation_models.pytorch's, of MONAI's, ...
+        loss: any ``loss(logits, target) -> scalar``, from this module,
+            segmentation_models.pytorch, MONAI, ...
         weights: η_i, one for each head, shallow to deep. Default: 1 for every head (the paper's).
 
     Raises:
-        ValueError: if a weight is negative or not finite; when called, if there is no head, or
-            not one weight for each.
+        ValueError: a weight is negative or not finite; or, when called, there are no heads, or the
+            number of weights is not the number of heads.
+
+    Examples:
+        >>> import torch
+        >>> import nestedseg
+        >>> from nestedseg.losses import DeepSupervision, HybridLoss
+        >>> model = nestedseg.create("unetpp", depth=3, deep_supervision=True)
+        >>> loss = DeepSupervision(HybridLoss(model.task), weights=(0.5, 0.5, 1))
+        >>> images, labels = torch.rand(2, 3, 64, 64), torch.randint(0, 2, (2, 64, 64))
+        >>> logits = model(images)
+        >>> len(logits), logits[0].shape, loss(logits, labels).shape
+        (3, torch.Size([2, 1, 64, 64]), torch.Size([]))
     """
 
     def __init__(
@@ -132,33 +153,34 @@ class DeepSupervision(nn.Module):
         self.weights = None if weights is None else _check_weights(weights)
 
     def forward(self, outputs: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
-        """Compute the weighted sum.
+        """Computes the weighted sum of the losses of all heads.
 
         Args:
-            outputs: logits (N, classes, *spatial), or a tuple or list of them, shallow to deep.
-                A tensor is one head.
-            target: as the loss takes it.
+            outputs: logits (N, classes, *spatial) of one head, or a tuple or list of the logits of
+                all heads, shallow to deep.
+            target: in the form that the loss takes.
 
         Returns:
-            What the loss returns: a scalar.
+            A scalar.
         """
         heads = [outputs] if isinstance(outputs, Tensor) else outputs
         if not heads:
-            raise ValueError("no logits given: deep supervision needs 1 head or more")
+            raise ValueError("deep supervision needs the logits of at least 1 head, got none")
         weights = [1.0] * len(heads) if self.weights is None else self.weights
         if len(weights) != len(heads):
-            raise ValueError(f"{len(weights)} weights given for {len(heads)} heads: one for each")
+            raise ValueError(f"weights needs one number for each head, {len(heads)} in all, got "
+                             f"{len(weights)}: {list(weights)}")
         pairs = zip(weights, heads, strict=True)
         return reduce(operator.add, [weight * self.loss(head, target) for weight, head in pairs])
 
 
 def _soft_dice_loss(p: Tensor, y: Tensor) -> Tensor:
-    # Per image and class, averaged last: the loss is then a plain mean over samples, and N GPUs
-    # with an equal share of the batch each train as one process with the whole batch would. Sums
-    # over the batch (SMP's, and MONAI's batch=True) have no such equality.
+    # Computed per image and class, and averaged last, so that the loss is a plain mean over images:
+    # N GPUs with equal shares of a batch then train like one process with the whole batch. With
+    # sums over the batch (SMP's, and MONAI's batch=True) they would not.
     space = tuple(range(2, p.ndim))
     overlap, size = (p * y).sum(space), (p + y).sum(space)
-    # Smoothing 1: an absent class, predicted absent, costs 0 and has a gradient.
+    # With a smoothing of 1, an absent class that is predicted as absent costs 0, with a gradient.
     return (1 - (2 * overlap + 1) / (size + 1)).mean()
 
 
@@ -166,5 +188,5 @@ def _check_weights(weights: Sequence[float]) -> tuple[float, ...]:
     weights = tuple(float(weight) for weight in weights)
     refused = [weight for weight in weights if not (math.isfinite(weight) and weight >= 0)]
     if refused:
-        raise ValueError(f"weights are finite numbers from 0 up; {refused} in {list(weights)}")
+        raise ValueError(f"weights must be finite numbers >= 0, got {refused} in {list(weights)}")
     return weights

@@ -1,4 +1,4 @@
-"""How to train: the settings of a run."""
+"""The settings of a training run."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ PRECISIONS = ("auto", "no", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train.
+    """The settings of a training run.
 
     Args:
-        epochs: at most this many.
+        epochs: the most epochs to train.
         steps: batches in an epoch; ``None`` = as many as it takes to tile the training images.
         batch: patches in a batch, on each process.
-        patch: size of a patch in pixels, along each axis, or one number for all.
+        patch: size of a patch in pixels along each axis, or one number for all.
         lr: Adam's learning rate.
         patience: stop after this many epochs without a better validation score.
         foreground: the fraction of patches that are centred on a pixel of the foreground; ``None``
-            = 0 for pictures, 1/3 for volumes.
-        mirror: whether patches are mirrored and turned at random; not where labels tell left from
-            right, or front from back.
+            = 0 for images, 1/3 for volumes.
+        mirror: whether patches are mirrored and rotated at random. Use ``False`` if labels
+            distinguish left from right, or front from back.
         seed: of everything random.
-        precision: "auto" (bf16 or fp16 where there is a CUDA device, else none), "no", "bf16",
+        precision: "auto" (bf16, else fp16, on a CUDA device; "no" on others), "no", "bf16" or
             "fp16".
-        workers: processes that prepare patches; 0 = none beside the training itself.
-        seconds: stop before the epoch that would take longer than this in all; ``None`` = never.
+        workers: processes that prepare patches; 0 = the training process prepares them itself.
+        seconds: time limit: stop before an epoch that would exceed it; ``None`` = no limit.
 
     Raises:
         ValueError: a number out of bounds or an unknown precision.

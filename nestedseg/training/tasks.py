@@ -1,4 +1,7 @@
-"""What a training learns, the classes of pixels or instances: all in which `fit` depends on it."""
+"""Training tasks: everything in which `fit` treats semantic models and detectors differently.
+
+A new kind of model is trained by a class with the methods of `TrainingTask`, chosen in `task_of`.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,13 @@ if TYPE_CHECKING:
     from nestedseg.training.settings import Settings
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """How one kind of model is trained and scored.
 
     Attributes:
-        title: the model in a few words.
-        measure: what the best epoch is chosen by, as people read it.
-        collate: makes samples a batch, ``(inputs, targets)``; ``None`` = stacks them.
+        title: describes the model in a few words.
+        measure: name of the score by which the best epoch is chosen.
+        collate: makes a batch ``(inputs, targets)`` of samples; ``None`` = they are stacked.
     """
 
     title: str
@@ -38,32 +41,36 @@ class Task(Protocol):
     collate: Callable[[list[Any]], Any] | None
 
     def check(self, images: LabelledImages, name: str) -> None:
-        """Refuses images that do not fit the model."""
+        """Checks that images fit the model; ``name`` is what messages call them.
+
+        Raises:
+            ValueError: they do not.
+        """
 
     def patches(self, images: Any, settings: Settings) -> Patches | InstancePatches:
         """The samples to train on."""
 
     def loss(self, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
-        """The loss of a batch; the model may be wrapped for several devices."""
+        """The loss of a batch; ``model`` may be wrapped for several devices."""
 
     def totals(self, images: Any, indices: Iterable[int]) -> Tensor:
-        """What the scores are made of, which adds up over images and processes."""
+        """Sums from which the scores of images are computed; they add up over processes."""
 
     def scores(self, totals: Tensor) -> tuple[float, dict[str, float]]:
-        """The score by which the best epoch is chosen, and all scores by name."""
+        """The score by which the best epoch is chosen, and all scores by name, from the sums."""
 
 
-def task_of(model: SegmentationModel | Detector) -> Task:
-    """The task of a model.
+def task_of(model: SegmentationModel | Detector) -> TrainingTask:
+    """The training task of a model.
 
     Raises:
-        ValueError: a detector that predicts no masks.
+        ValueError: the model is a detector that does not predict masks.
     """
-    return PixelTask(model) if isinstance(model, SegmentationModel) else InstanceTask(model)
+    return SemanticTask(model) if isinstance(model, SegmentationModel) else InstanceTask(model)
 
 
-class PixelTask(Task):
-    """A semantic model: the hybrid loss on every head, the IoU of each."""
+class SemanticTask(TrainingTask):
+    """Trains a semantic model with the hybrid loss on every head, and scores the IoU of each."""
 
     measure = "IoU"
     collate = None
@@ -76,15 +83,16 @@ class PixelTask(Task):
 
     def check(self, images: LabelledImages, name: str) -> None:
         if isinstance(images, LabelledInstances):
-            raise ValueError(f"the {name} labels are instances, the model takes classes; "
-                             "nestedseg.data.LabelledImages(..., binary=True) makes them so")
+            raise ValueError(f"the {name} labels are instances, but the model takes classes; use "
+                             "nestedseg.data.LabelledImages(..., binary=True)")
         dims, wanted = self.model.config["dims"], self.model.preprocessing.get("spacing")
         if images.dims != dims:
-            raise ValueError(f"the {name} images have {images.dims} axes, the model takes {dims}")
+            raise ValueError(f"the {name} images have {images.dims} axes, but the model takes "
+                             f"{dims}; create it with dims={images.dims}")
         check_channels(images, self.model, name)
         if images.spacing != wanted:
-            raise ValueError(f"the {name} images are at a spacing of {images.spacing}, the model "
-                             f"takes {wanted}")
+            raise ValueError(f"the {name} images have the spacing {images.spacing}, but the model "
+                             f"takes {wanted}; use model.set_preprocessing(spacing=...)")
 
     def patches(self, images: LabelledImages, settings: Settings) -> Patches:
         return Patches(images, settings.patch, partial(preprocess, model=self.model),
@@ -105,8 +113,8 @@ class PixelTask(Task):
         return ious[str(output_key(self.model))], ious
 
 
-class InstanceTask(Task):
-    """A Mask R-CNN: the sum of its losses, and the scores of the paper's Table V."""
+class InstanceTask(TrainingTask):
+    """Trains a Mask R-CNN with the sum of its losses, and scores as in the paper's Table V."""
 
     measure = "DSB score"
 
@@ -118,7 +126,7 @@ class InstanceTask(Task):
 
     def check(self, images: LabelledImages, name: str) -> None:
         if not isinstance(images, LabelledInstances):
-            raise ValueError(f"the {name} labels are classes, the model takes instances: "
+            raise ValueError(f"the {name} labels are classes, but the model takes instances; use "
                              "nestedseg.data.LabelledInstances")
         check_channels(images, self.model, name)
 
@@ -151,8 +159,12 @@ class InstanceTask(Task):
 
 
 def check_channels(images: LabelledImages, model: SegmentationModel | Detector, name: str) -> None:
-    """Refuses colours that the model does not take."""
+    """Checks that the model takes the channels of the images.
+
+    Raises:
+        ValueError: it does not.
+    """
     channels = len(model.preprocessing["mean"])
     if images.in_channels not in (1, channels):
-        raise ValueError(f"the {name} images have {images.in_channels} channels, the model takes "
-                         f"{channels}")
+        raise ValueError(f"the {name} images have {images.in_channels} channels, but the model "
+                         f"takes {channels}; create it with in_channels={images.in_channels}")

@@ -83,7 +83,7 @@ def test_a_run_holds_model_numbers_and_pictures(run):
 def test_the_same_command_resumes_only_when_asked(run, folder, capsys):
     options = ("--binary", "--val-fraction", "0.4")
     assert train(folder, run, *options) == 2
-    assert "holds a run already; resume it" in capsys.readouterr().err
+    assert "already contains a run; use resume=True" in capsys.readouterr().err
     assert train(folder, run, *options, "--resume") == 0
     assert "after epoch 2" in capsys.readouterr().out
 
@@ -109,13 +109,13 @@ def test_a_users_topology_over_a_timm_encoder(folder, tmp_path):
 
 def test_mistakes_are_one_line_before_training(folder, tmp_path, capsys):
     data = ["--images", folder / "images", "--labels", folder / "labels", "--out", tmp_path / "r"]
-    assert "say binary" in error(capsys, "train", *data)
+    assert "use binary=True" in error(capsys, "train", *data)
     assert "did you mean 'unetpp'" in error(capsys, "train", *data, "--binary", "--topology",
                                             "unetp")
     assert "'test_resnet'" in error(capsys, "train", *data, "--binary", "--encoder", "test_resnt")
     assert "--val-images and --val-labels together" in error(
         capsys, "train", *data, "--val-images", folder / "images")
-    assert "nowhere is no folder" in error(capsys, "train", "--images", "nowhere", *data[2:])
+    assert "not a directory: .*nowhere" in error(capsys, "train", "--images", "nowhere", *data[2:])
     assert "epochs must be at least 1" in error(capsys, "train", *data, "--epochs", 0)
     assert "has one head" in error(capsys, "train", *data, "--binary", "--topology", "unet",
                                    "--deep-supervision")

@@ -109,13 +109,13 @@ def test_a_semantic_model_gives_the_parts_of_its_mask(folder, tmp_path, capsys, 
         np.testing.assert_array_equal(found, expected)
         most = max(most, int(expected.max()))
     assert most > 1
-    assert "--score is for detectors" in error(capsys, *argv, "--score", 0.5)
+    assert "--score is only for detectors" in error(capsys, *argv, "--score", 0.5)
     monkeypatch.setattr("nestedseg.cli.predict.MAX_INSTANCES", most - 1)
     assert re.search(rf"\d\.png: {most} instances are found; a 16-bit PNG",
                      error(capsys, *argv, "--instances"))
     nestedseg.create("unet", encoder_channels=(4, 8), in_channels=1,
                      classes=3).save_pretrained(tmp_path / "classes")
-    assert "this one is multiclass" in error(capsys, "predict", tmp_path / "classes", *argv[2:],
+    assert "task 'multiclass'" in error(capsys, "predict", tmp_path / "classes", *argv[2:],
                                              "--instances")
 
 
@@ -125,13 +125,13 @@ def test_a_semantic_model_gives_the_parts_of_its_mask(folder, tmp_path, capsys, 
 MISTAKES = {
     "plain encoder": (["--encoder", "plain"], "like --encoder resnet18"),
     "unknown encoder": (["--encoder", "test_resnt"], "'test_resnet'"),
-    "one level": (["--encoder", "test_vit_relpos"], "have to be resized"),
+    "one level": (["--encoder", "test_vit_relpos"], "images must be resized"),
     "topology": (["--topology", "fpnp"], "did you mean 'fpn"),
-    "anchors": (["--anchor-scale", "0"], "anchor_scale must be above 0"),
-    "channels": (["--decoder-channels", "8", "16"], "--decoder-channels has 2"),
-    "score of classes": (["--classes", "3"], "--classes is for --task semantic"),
-    "binary": (["--binary"], "--binary is for --task semantic"),
-    "supervision": (["--deep-supervision"], "--deep-supervision is for --task semantic"),
+    "anchors": (["--anchor-scale", "0"], "anchor_scale must be a number above 0"),
+    "channels": (["--decoder-channels", "8", "16"], "--decoder-channels needs 1 number"),
+    "score of classes": (["--classes", "3"], "--classes is only for --task semantic"),
+    "binary": (["--binary"], "--binary is only for --task semantic"),
+    "supervision": (["--deep-supervision"], "--deep-supervision is only for --task semantic"),
     "epochs": (["--epochs", "0"], "epochs must be at least 1"),
 }
 
@@ -152,7 +152,7 @@ def test_labels_are_refused_before_training(folder, tmp_path, capsys):
         for name in "ab":
             Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / kind / f"{name}.png")
     argv = arguments(tmp_path, tmp_path / "run", "--decoder-channels", 8)
-    assert "the training labels hold no foreground" in error(capsys, *argv)
+    assert "the training labels contain no foreground" in error(capsys, *argv)
     crowd = np.arange(110 * 110, dtype=np.uint16).reshape(110, 110)
     for kind in ("images", "labels"):
         for name in "ab":
@@ -202,7 +202,7 @@ def test_the_card_says_what_the_detector_is(tmp_path, make, pipeline):
     assert {r.metric_name: r.metric_value for r in card.data.eval_results} == {
         "Data Science Bowl's score": 0.41, "pixel-wise IoU": 0.95, "pixel-wise Dice": 0.91}
     for text in ("A detector: torchvision's", "instances of 2 classes", model.graph.to_mermaid(),
-                 "Pyramid: strides 4, 8, 16, 32, 64, 8 channels", "Anchors: 2 strides",
+                 "Pyramid: strides 4, 8, 16, 32, 64, 8 channels", "Anchors: 2 times the stride",
                  "resized to 64 pixels along the shorter side", "Epochs: 3",
                  f"Parameters: {sum(p.numel() for p in model.parameters()):,}"):
         assert text in card.text

@@ -190,7 +190,7 @@ def test_a_task_may_be_chosen_where_the_model_leaves_it_open():
     peer = peer_of("Unet", "tu-test_resnet", encoder_depth=3, classes=3)
     assert from_smp(peer, task="multilabel").task == "multilabel"
     peer = peer_of("Unet", "tu-test_resnet", encoder_depth=3, classes=3, activation="softmax2d")
-    with pytest.raises(ValueError, match=r"softmax2d.*serves the tasks multiclass"):
+    with pytest.raises(ValueError, match=r"softmax2d.*allowed: multiclass"):
         from_smp(peer, task="multilabel")
 
 
@@ -256,7 +256,7 @@ def test_a_pickle_that_would_run_code_is_refused(saved, tmp_path):
         from_smp(tmp_path / "evil.pth", config=config)
     assert not (tmp_path / "ran").exists()
     torch.save({"state_dict": saved[1].state_dict()}, tmp_path / "wrapped.pth")
-    with pytest.raises(ValueError, match="no state dict: 'state_dict' is a"):
+    with pytest.raises(ValueError, match="not a state dict: 'state_dict' is a"):
         from_smp(tmp_path / "wrapped.pth", config=config)
     with pytest.raises(TypeError, match="also give config="):
         from_smp(saved[0] / "weights.pth")
@@ -309,7 +309,7 @@ BASE = {"_model_class": "Unet", "encoder_name": "tu-test_resnet"}
     ({"encoder_name": "tu-test_convnext", "encoder_depth": 1, "decoder_channels": [8]},
      "no feature at stride 2"),
     ({"encoder_depth": 6}, "encoder_depth must be from 1 to 5"),
-    ({"encoder_depth": 3}, "decoder_channels has 5 values for 3 blocks"),
+    ({"encoder_depth": 3}, "decoder_channels needs 3 values, .* got 5"),
     ({"decoder_channels": [10 ** 9] * 5}, "decoder_channels must be from 1 to 65536"),
     ({"classes": 10 ** 9}, "classes must be from"), ({"classes": "2"}, "classes must be a whole"),
     ({"in_channels": 0}, "in_channels must be from"),
@@ -356,7 +356,7 @@ def test_weights_that_do_not_fit_are_named(saved, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     state = peer.state_dict()
     for change, message in (
-            ({"encoder.model.layer1.0.conv1.weight": None}, r"nothing for .*layer1\.0\.conv1"),
+            ({"encoder.model.layer1.0.conv1.weight": None}, r"no tensor for .*layer1\.0\.conv1"),
             ({"decoder.blocks.x_0_1.conv1.0.weight": torch.zeros(3, 3, 3, 3).double()},
              r"shape \(3, 3, 3, 3\)"),
             ({"encoder.model.conv1.0.weight": state["encoder.model.conv1.0.weight"].float()},
@@ -406,7 +406,7 @@ def test_a_trained_encoder_goes_back_to_timm():
 
 def test_what_an_encoder_lacks_is_refused_or_filled_and_named(caplog):
     model = nestedseg.create("unetpp", "test_resnet", depth=2)
-    with pytest.raises(ValueError, match=r"tensors of 'test_resnet', and not .*layer3.*fill=True"):
+    with pytest.raises(ValueError, match=r"tensors of 'test_resnet' and lacks .*layer3.*fill=True"):
         nestedseg.convert.timm_encoder(model)
     with caplog.at_level(logging.WARNING):
         backbone = nestedseg.convert.timm_encoder(model, fill=True)

@@ -119,7 +119,7 @@ def test_labels_are_read_as_the_numbers_they_hold(tmp_path):
 
 def test_a_label_in_colours_is_refused(tmp_path):
     path = write(tmp_path / "a.png", np.zeros((3, 4, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"a.png holds colours .*'RGB'"):
+    with pytest.raises(ValueError, match=r"a.png has colours .*'RGB'"):
         read_label(path)
 
 
@@ -165,7 +165,7 @@ def test_a_file_without_a_partner_is_named(tmp_path):
 
 
 def test_a_folder_that_is_none_or_empty_is_named(tmp_path):
-    with pytest.raises(ValueError, match="nowhere is no folder"):
+    with pytest.raises(ValueError, match=r"not a directory: .*nowhere"):
         list_images(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"holds no image \(\.png"):
         list_images(tmp_path)
@@ -188,7 +188,7 @@ def test_split_is_disjoint_whole_and_the_same_for_the_same_seed():
 
 def test_a_mismatch_in_size_names_both_files(tmp_path):
     pair = grey_pair(tmp_path, "a", np.zeros((4, 6), np.uint8), np.zeros((4, 5), np.uint8))
-    with pytest.raises(ValueError, match=r"images/a.png is 6 x 4 .*labels/a.png 5 x 4"):
+    with pytest.raises(ValueError, match=r"images/a.png is 6 x 4 .*labels/a.png is 5 x 4"):
         LabelledImages([pair])
 
 
@@ -202,7 +202,7 @@ def test_an_unreadable_file_is_named_with_its_partner(tmp_path):
 def test_label_values_that_are_no_class_are_refused(tmp_path):
     image, label = np.zeros((2, 2), np.uint8), np.array([[0, 255], [0, 0]], np.uint8)
     pair = grey_pair(tmp_path, "a", image, label)
-    with pytest.raises(ValueError, match=r"values from 0 to 255; with classes=1 .* say binary"):
+    with pytest.raises(ValueError, match=r"from 0 to 255; with classes=1 .* use binary=True"):
         LabelledImages([pair])
     with pytest.raises(ValueError, match="with classes=3 they must be from 0 to 2"):
         LabelledImages([pair], classes=3)
@@ -301,7 +301,7 @@ def test_an_epoch_is_a_shuffled_stretch_of_the_stream():
 
 
 def test_a_missing_extra_says_how_to_install_it():
-    with pytest.raises(ImportError, match=r'pip install "nestedseg\[train\]"'):
+    with pytest.raises(ImportError, match=r'pip install "\.\[train\]"'):
         require("no_such_module")
 
 

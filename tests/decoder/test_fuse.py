@@ -138,7 +138,7 @@ def test_it_cannot_be_trained():
     fused = make().fuse()
     assert not fused.training and not any(p.requires_grad for p in fused.parameters())
     assert fused.eval() is fused
-    with pytest.raises(RuntimeError, match="for inference alone"):
+    with pytest.raises(RuntimeError, match="only for inference"):
         fused.train()
 
 

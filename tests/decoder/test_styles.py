@@ -105,7 +105,7 @@ def test_options_reach_their_layers():
     ({"activation": {"name": "elu", "alpha": "1"}}, "'alpha' must be a number"),
     ({"bias": 1}, "bias must be true or false"),
     ({"head_kernel": 2}, "head_kernel must be odd"), ({"head_kernel": 99}, "head_kernel must be"),
-    ({"upsample": "bicubic", "dims": 3}, "'bicubic' is for images"),
+    ({"upsample": "bicubic", "dims": 3}, "'bicubic' is only for images"),
 ], ids=str)
 def test_bad_options_are_refused(options, message):
     with pytest.raises((ValueError, TypeError), match=message):
@@ -128,8 +128,8 @@ def test_scse_weights_channels_and_pixels():
 
 def test_attention_to_inputs_shows_in_how_a_node_is_computed():
     assert make(ATTENDED, deep_supervision=None).decoder.executions == {
-        "x1_1": "reference: its first layer is no plain 3x3 convolution", "x0_2": "fast"}
-    with pytest.raises(ValueError, match="'batch_norm' gives the 4 channels that it takes, not 8"):
+        "x1_1": "reference: its first layer is not a plain 3x3 convolution", "x0_2": "fast"}
+    with pytest.raises(ValueError, match=r"'batch_norm' cannot change.*got 4 input and 8 output"):
         make({"nodes": {"x0_1": {"inputs": ["x0_0"], "block": "batch_norm", "channels": 8}},
               "heads": ["x0_1"]}, deep_supervision=None)
 

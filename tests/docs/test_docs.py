@@ -143,6 +143,13 @@ def test_the_reference_has_an_entry_for_all_that_is_public():
     assert [name for name, value in PUBLIC.items() if value not in entries] == []
 
 
+@pytest.mark.parametrize("name", ["nestedseg.SegmentationModel",
+                                  "nestedseg.instances.detectors.Detector"])
+def test_the_reference_has_the_methods_that_a_model_inherits(name):
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert f"::: {name}\n    options:\n      inherited_members: true\n" in page
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_every_module_says_what_it_is(module):
     assert module.__doc__

@@ -265,7 +265,7 @@ def test_a_pickle_is_never_opened(tmp_path, name):
 
     path = tmp_path / name
     path.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ValueError, match=r"'imagenet' or the path of a \.safetensors file"):
+    with pytest.raises(ValueError, match=r"'pretrained' .* or the path of a \.safetensors file"):
         make("test_resnet", encoder_weights=path)
     assert not (tmp_path / "exploded").exists()
 

@@ -233,13 +233,13 @@ def test_device_does_not_matter(task):
 @pytest.mark.parametrize(
     "task, classes, logits, target, message",
     [
-        ("binary", 1, (2, 1, 4, 4), torch.zeros(2, 4, 5), r"not \(2, 4, 5\)"),
-        ("binary", 1, (2, 1, 4, 4), torch.full((2, 4, 4), 0.5), "0 and 1; .*values between"),
-        ("binary", 1, (2, 1, 4, 4), torch.full((2, 4, 4), 255), "not from 255 to 255"),
+        ("binary", 1, (2, 1, 4, 4), torch.zeros(2, 4, 5), r"got \(2, 4, 5\)"),
+        ("binary", 1, (2, 1, 4, 4), torch.full((2, 4, 4), 0.5), "only 0 and 1, got values between"),
+        ("binary", 1, (2, 1, 4, 4), torch.full((2, 4, 4), 255), "got from 255 to 255"),
         ("binary", 1, (1, 4, 4), torch.zeros(1, 4), r"\(N, classes, H, W\)"),
-        ("multiclass", 3, (2, 4, 4, 4), torch.zeros(2, 4, 4, dtype=int), "have 4 .*scores 3"),
+        ("multiclass", 3, (2, 4, 4, 4), torch.zeros(2, 4, 4, dtype=int), "for 3 classes, got .* 4"),
         ("multiclass", 3, (2, 3, 4, 4), torch.full((2, 4, 4), 3), "from 0 to 2"),
-        ("multilabel", 3, (2, 3, 4, 4), torch.zeros(2, 4, 4), r"\(2, 3, 4, 4\), not \(2, 4, 4\)"),
+        ("multilabel", 3, (2, 3, 4, 4), torch.zeros(2, 4, 4), r"\(2, 3, 4, 4\), got \(2, 4, 4\)"),
     ],
 )
 def test_a_wrong_batch_is_refused_and_not_counted(task, classes, logits, target, message):
@@ -253,11 +253,11 @@ def test_a_wrong_batch_is_refused_and_not_counted(task, classes, logits, target,
     "arguments, message",
     [
         ({"task": "binery"}, "'binery'.*did you mean 'binary'"),
-        ({"task": "binary", "classes": 2}, "exactly 1 class .*not 2"),
-        ({"task": "multiclass"}, "2 or more classes .*not 1"),
-        ({"task": "multilabel", "classes": 0}, "1 or more classes .*not 0"),
-        ({"threshold": 0}, "between 0 and 1, not 0"),
-        ({"threshold": 1.5}, "between 0 and 1, not 1.5"),
+        ({"task": "binary", "classes": 2}, "exactly 1 class .*got 2"),
+        ({"task": "multiclass"}, "2 or more classes .*got 1"),
+        ({"task": "multilabel", "classes": 0}, "1 or more classes .*got 0"),
+        ({"threshold": 0}, "between 0 and 1, got 0"),
+        ({"threshold": 1.5}, "between 0 and 1, got 1.5"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

@@ -53,7 +53,7 @@ def test_without_a_dataset_there_are_no_results_but_the_table_has_the_scores(tmp
     card = write(tmp_path, make(), metrics=METRICS)
     assert card.data.eval_results is None and "model-index" not in card.content
     assert [row[3:] for row in table(card)[2:]] == [["0.9000", "0.8100"], ["", "0.8800"]]
-    assert "Licence: none is stated" in card.text and card.data.license is None
+    assert "Licence: not stated" in card.text and card.data.license is None
 
 
 @pytest.mark.parametrize("topology, dims", [("unetpp", 2), ("unet", 2), ("unetpp", 3)])

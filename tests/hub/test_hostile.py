@@ -114,7 +114,7 @@ CONFIGS = {
     "weights to fetch": ({"encoder_weights": "imagenet"}, "encoder_weights"),
     "an address": ({"pretrained": "http://127.0.0.1/x"}, "pretrained"),
     "facts without end": ({"training": {f"a{i}": i for i in range(50_000)}}, "at most 1000"),
-    "nested facts": ({"training": {"a": {"a": {"a": {"a": 1}}}}}, "cannot hold"),
+    "nested facts": ({"training": {"a": {"a": {"a": {"a": 1}}}}}, "invalid value in training"),
     "a long fact": ({"training": {"a": "x" * 900_000}}, "at most 200"),
     "markup in a class": ({"class_names": ["a\n# b"]}, "class_names"),
     "classes without end": ({"class_names": ["a"] * 10 ** 5}, "class_names"),
@@ -157,7 +157,7 @@ def test_an_index_leads_to_files_beside_it_alone(folder, place):
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"]["decoder.head_x0_1.weight"] = place
     (folder / INDEX).write_text(json.dumps(index))
-    refused(folder, "the index leads to")
+    refused(folder, "the index names the file")
 
 
 @pytest.mark.parametrize("change", [
@@ -205,7 +205,7 @@ COUNT = "decoder.x0_2.block.norm1.num_batches_tracked"
 @pytest.mark.parametrize("name", [HEAD, NORM])
 def test_weights_that_are_no_numbers_are_refused(folder, name, value):
     edit(folder, lambda tensors: tensors[name].flatten()[-1:].fill_(value))
-    refused(folder, f"{name!r} holds values that are not finite")
+    refused(folder, f"{name!r} has values that are not finite")
 
 
 @pytest.mark.parametrize("name, dtype", [
@@ -218,7 +218,8 @@ def test_a_wrong_dtype_is_refused(folder, name, dtype):
         if error.args != (dtype,):
             raise
         pytest.skip(f"this version of safetensors cannot write {dtype}")
-    refused(folder, "mixes" if dtype is torch.float16 else f"{name!r} is of {dtype}")
+    refused(folder, "mix the dtypes" if dtype is torch.float16 else
+            f"dtype {dtype} for tensor {name!r}")
 
 
 def write_header(folder, change):

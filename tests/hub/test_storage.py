@@ -223,7 +223,7 @@ class Bomb:
 def test_a_folder_with_a_pickle_alone_holds_no_model(one_head, tmp_path):
     (one_head / WEIGHTS).unlink()
     (one_head / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
-    with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing.*pytorch_model"):
+    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor.*pytorch_model"):
         nestedseg.from_pretrained(one_head)
     assert not (tmp_path / "exploded").exists()
 
@@ -315,11 +315,11 @@ def test_a_config_that_is_no_config_is_refused(folder, text):
 
 def test_a_later_schema_says_which_nestedseg_to_install(folder):
     edit(folder, schema_version=3, nestedseg_version="1.20.3")
-    with pytest.raises(ValueError, match=r"versions 1 to 2.*pip install \"nestedseg>=1\.20\.3\""):
+    with pytest.raises(ValueError, match=r"versions 1 to 2.*nestedseg 1\.20\.3.*pip install \. in"):
         nestedseg.from_pretrained(folder)
     for writer in (..., 5, "1.0; rm -r x", "", "1.0\n", ["1.0"]):
         edit(folder, nestedseg_version=writer)
-        with pytest.raises(ValueError, match=r"pip install --upgrade nestedseg$"):
+        with pytest.raises(ValueError, match=r"Install a newer nestedseg: pip install \. in"):
             nestedseg.from_pretrained(folder)
 
 
@@ -616,7 +616,7 @@ def test_a_tensor_of_another_dtype_is_refused(one_head, to):
         tensors[name] = tensors[name].to(to)
 
     edit_weights(one_head, change)
-    with pytest.raises(ValueError, match=r"int64|mixes"):
+    with pytest.raises(ValueError, match=r"int64|mix the dtypes"):
         nestedseg.from_pretrained(one_head)
 
 

@@ -231,7 +231,7 @@ HOSTILE = {
     "a long list": (edit("arguments", "image_mean", value=[0.5] * 99), "image_mean"),
     "huge classes": (edit("classes", value=10**9), "classes"),
     "anchors of no size": (edit("anchor_scale", value=0), "anchor_scale"),
-    "anchors below a pixel": (edit("anchor_scale", value=0.2), "smaller than a pixel"),
+    "anchors below a pixel": (edit("anchor_scale", value=0.2), "at least 1 pixel wide"),
     "an unknown key": (edit("surprise", value=1), "unknown config key 'surprise'"),
     "no pyramid": (edit("pyramid"), "'pyramid' is missing"),
     "a pyramid of text": (edit("pyramid", value="fpn"), "pyramid must be an object"),
@@ -286,7 +286,7 @@ MISTAKES = {
     "classes": ({"classes": 0}, "classes"),
     "topology": ({"topology": "fnp"}, "unknown topology"),
     "encoder": ({"encoder": "resnet999"}, "unknown encoder"),
-    "strides": ({"strides": (4, 16)}, "without a gap"),
+    "strides": ({"strides": (4, 16)}, "consecutive"),
 }
 
 

@@ -116,7 +116,7 @@ def test_of_a_semantic_model_the_parts_of_its_mask():
 def test_models_that_know_no_instances_are_refused():
     classes = nestedseg.create("unet", encoder_channels=(4, 8), in_channels=1, classes=3)
     boxes = faster_rcnn("fpn", "test_resnet", out_channels=8)
-    with pytest.raises(ValueError, match="this one is multiclass"):
+    with pytest.raises(ValueError, match="this model has task 'multiclass'"):
         predict_instances(classes, discs())
     with pytest.raises(ValueError, match="the model is a faster_rcnn"):
         predict_instances(boxes, discs())

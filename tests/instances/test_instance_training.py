@@ -168,7 +168,7 @@ def no_step(monkeypatch):
 
 def test_no_instance_in_any_image(tmp_path, nuclei, no_step):
     empty = collect(write(tmp_path, a=blank(), b=blank()))
-    with pytest.raises(ValueError, match="the validation labels hold no foreground"):
+    with pytest.raises(ValueError, match="the validation labels contain no foreground"):
         fit(tiny(), nuclei, empty, tmp_path / "run", QUICK)
 
 
@@ -177,13 +177,13 @@ def test_more_instances_in_a_patch_than_memory_has_masks_for(tmp_path, no_step):
     crowd = collect(write(tmp_path, crowd=label))
     settings = Settings(epochs=1, batch=8, patch=110)
     with pytest.raises(ValueError, match=r"crowd.tif \(of .*crowd.tif\) has too many instances: up "
-                                         r"to 12100 in a patch of 110 x 110 .* batch of 8 may hold "
-                                         r"5546 each; make patch or batch smaller"):
+                                         r"to 12100 in a patch of 110 x 110 .* batch of 8, at most "
+                                         r"5546 are allowed; use a smaller patch"):
         fit(tiny(), crowd, crowd, tmp_path / "run", settings)
 
 
 WRONG = {
-    "negative numbers": (np.full((9, 9), -3, np.int32), "numbered from 1"),
+    "negative numbers": (np.full((9, 9), -3, np.int32), "numbers from 1"),
     "fractions": (np.full((9, 9), 0.5, np.float32), "colours or fractions"),
     "colours": (np.zeros((9, 9, 3), np.uint8), "colours or fractions"),
 }
@@ -200,7 +200,7 @@ def test_what_is_no_instance_map_is_named(tmp_path, label, message):
 def test_sizes_that_do_not_match_and_volumes_are_named(tmp_path):
     write(tmp_path, a=blank((1, 1)), b=blank((1, 1)))
     Image.fromarray(blank(side=9)).save(tmp_path / "labels" / "b.tif")
-    with pytest.raises(ValueError, match=r"b\.tif is 48 x 48 pixels, its label .* 9 x 9"):
+    with pytest.raises(ValueError, match=r"b\.tif is 48 x 48 pixels, but its label .* is 9 x 9"):
         collect(tmp_path)
     for kind in ("images", "labels"):
         (tmp_path / "volumes" / kind).mkdir(parents=True)
@@ -214,7 +214,7 @@ def test_models_and_labels_that_do_not_belong_together(tmp_path, nuclei, no_step
     semantic = nestedseg.create("unet", encoder_channels=(4, 8), in_channels=1)
     boxes = faster_rcnn("fpn", "test_resnet", out_channels=8)
     for model, images, message in (
-            (tiny(), classes, "labels are classes, the model takes instances"),
+            (tiny(), classes, "labels are classes, but the model takes instances"),
             (semantic, nuclei, "labels are instances, the model takes classes"),
             (boxes, nuclei, "the model is a faster_rcnn")):
         with pytest.raises(ValueError, match=message):

@@ -35,7 +35,7 @@ def test_renumbered_without_gaps_and_otherwise_the_same(given_map):
 
 @pytest.mark.parametrize(("wrong", "message"), [
     (np.zeros((2, 2, 3), int), r"\(H, W\)"), (np.zeros((2, 2)), "whole numbers"),
-    (np.array([[0, -1]]), "numbered from 1"), ("labels.png", "whole numbers")])
+    (np.array([[0, -1]]), "numbers from 1"), ("labels.png", "whole numbers")])
 def test_what_is_no_instance_map_is_refused(wrong, message):
     for take in (renumber, to_target, lambda bad: InstanceScores().update(bad, bad)):
         with pytest.raises(ValueError, match=message):
@@ -80,7 +80,7 @@ def test_boxes_hold_their_masks_tightly_and_are_never_empty(given_map):
 def test_classes_of_instances():
     given_map = np.array([[4, 0, 2]])
     assert to_target(given_map, {2: 7, 4: 1, 99: 3})["labels"].tolist() == [7, 1]
-    with pytest.raises(ValueError, match="1 instances have no class, the first is 4"):
+    with pytest.raises(ValueError, match="no entry for 1 instances, the first is 4"):
         to_target(given_map, {2: 1})
 
 
@@ -228,7 +228,7 @@ def test_images_without_any_instance_have_no_score():
 
 
 def test_maps_of_two_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"\(2, 2\), the true one \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"\(2, 2\) and \(2, 3\)"):
         InstanceScores().update(np.zeros((2, 2), int), np.zeros((2, 3), int))
 
 

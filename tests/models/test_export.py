@@ -183,7 +183,7 @@ def test_an_encoder_of_one_size_keeps_it(tmp_path):
     x = images(model, 3)
     with torch.no_grad():
         assert_close(opened(path)(x), model(x))
-    with pytest.raises(ValueError, match=r"built for images of .* 'height' cannot be dynamic"):
+    with pytest.raises(ValueError, match=r"'height' cannot be dynamic: .* built for images of"):
         model.export(path, "torch", dynamic=["height"])
 
 
@@ -191,7 +191,7 @@ def test_an_encoder_that_asks_for_the_size_is_refused(tmp_path):
     model = make("unet", depth=1)
     model.encoder.register_forward_hook(
         lambda encoder, args, maps: [y + 1 if y.shape[-1] > 7 else y for y in maps])
-    with pytest.raises(ValueError, match=r"'plain' cannot be traced .* is another one"):
+    with pytest.raises(ValueError, match=r"'plain' cannot be traced .* is a different one"):
         model.export(tmp_path / "model.pt2", "torch")
     assert not any(tmp_path.iterdir())
 
@@ -204,7 +204,7 @@ REFUSED = [
     ({"path": "a.pt"}, "a file of the format 'onnx' ends in .onnx, got 'a.pt'"),
     ({"path": "a.onnx", "format": "torch"}, "ends in .pt2, got 'a.onnx'"),
     ({"depth": 3}, "no head at depth 3"),
-    ({"depth": 1, "ensemble": True}, "give either it or a depth"),
+    ({"depth": 1, "ensemble": True}, "give one of the two"),
     ({"dynamic": ["batch", "hight"]}, "unknown dynamic axis 'hight'; did you mean 'height'?"),
     ({"dynamic": ["depth"]}, "Allowed: batch, height, width"),
 ]
@@ -223,14 +223,14 @@ def test_what_cannot_be_is_refused_at_once(options, message, untraced):
 
 
 def test_one_head_makes_no_ensemble(untraced):
-    with pytest.raises(ValueError, match="one head, at depth 2, which makes no ensemble"):
+    with pytest.raises(ValueError, match=r"needs several heads.* only one, at depth 2"):
         make("unet").export("a.onnx", ensemble=True)
 
 
 def test_weights_that_the_file_cannot_hold_are_refused(untraced, monkeypatch):
     model = make()
     monkeypatch.setattr("nestedseg.models.export.MAX_ONNX_BYTES", 1000)
-    with pytest.raises(ValueError, match="GiB of weights do not fit into an ONNX file"):
+    with pytest.raises(ValueError, match="GiB of weights, but an ONNX file is limited"):
         model.export("a.onnx")
     model.decoder.head_x0_2.bias.data[0] = 1e5
     with pytest.raises(ValueError, match="weights beyond 65504"):
@@ -239,7 +239,7 @@ def test_weights_that_the_file_cannot_hold_are_refused(untraced, monkeypatch):
 
 def test_a_missing_extra_is_named(untraced, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ImportError, match=r'pip install "nestedseg\[export\]"'):
+    with pytest.raises(ImportError, match=r'pip install "\.\[export\]"'):
         make().export("a.onnx")
 
 

@@ -250,14 +250,14 @@ def test_it_trains():
 def test_how_nodes_are_computed_is_visible():
     model = nestedseg.create("fpn", ENCODER, decoder_channels=(4,) * 5)
     executions = model.decoder.executions
-    assert executions["x0_1"] == "reference: its first layer is no plain 3x3 convolution"
+    assert executions["x0_1"] == "reference: its first layer is not a plain 3x3 convolution"
     assert executions["x0_5"] == "reference: sum fusion" and executions["x0_6"] == "fast"
 
 
 def test_the_identity_block_cannot_change_widths():
     graph = {"nodes": {"x0_1": {"inputs": ["x0_0", "x1_0"], "block": "identity"}},
              "heads": ["x0_1"]}
-    with pytest.raises(ValueError, match="'identity' gives the 6 channels"):
+    with pytest.raises(ValueError, match=r"'identity' cannot change .* got 6 input"):
         nestedseg.create(graph, encoder_channels=(2, 4))
     model = nestedseg.create(graph, encoder_channels=(2, 4), decoder_channels=(6,))
     assert model(torch.rand(1, 3, 8, 8)).shape == (1, 1, 8, 8)
@@ -320,7 +320,7 @@ def test_frozen_batch_norms_stay_as_they_are():
 
 
 MISTAKES = {
-    "strides": ({"strides": (4, 16)}, ["(2, 4, 8, 16, 32)", "(4, 16)", "without a gap"]),
+    "strides": ({"strides": (4, 16)}, ["(2, 4, 8, 16, 32)", "(4, 16)", "consecutive"]),
     "one stride": ({"strides": (4,)}, ["depth", "from 1 to 31"]),
     "no strides": ({"strides": ()}, ["strides", "1 to 32"]),
     "topology": ({"topology": "fpnp"}, ["unknown topology", "fpn"]),
@@ -328,7 +328,7 @@ MISTAKES = {
               ["needs one head in each of its first 4 rows", "[0]"]),
     "a level's width": ({"topology": {
         "nodes": {"x1_1": {"inputs": ["x1_0"], "channels": 8}, "x0_1": ["x0_0", "x1_1"]},
-        "heads": ["x0_1", "x1_1"]}, "strides": (4, 8)}, ["node 'x1_1'", "out_channels, 256"]),
+        "heads": ["x0_1", "x1_1"]}, "strides": (4, 8)}, ["node 'x1_1'", "out_channels=256"]),
     "coarser": ({"coarser": "p8"}, ["unknown coarser levels", "p6p7"]),
     "norm": ({"norm": "bach"}, ["unknown norm", "batch"]),
     "channels": ({"out_channels": 0}, ["out_channels", "from 1"]),

@@ -343,5 +343,5 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 @pytest.mark.parametrize("spec", [None, 5, ["x0_1"], b"unet"], ids=repr)
 def test_what_is_no_topology_is_refused(spec):
-    with pytest.raises(TypeError, match=r"a topology is a name.*got"):
+    with pytest.raises(TypeError, match=r"a topology must be a name.*got"):
         read_graph(spec)

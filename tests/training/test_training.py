@@ -101,7 +101,7 @@ def test_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path, sides):
 
 def test_a_run_is_neither_overwritten_nor_continued_as_another(tmp_path, sides):
     fit(tiny(), *sides, tmp_path, QUICK)
-    with pytest.raises(ValueError, match="holds a run already; resume it"):
+    with pytest.raises(ValueError, match="already contains a run; use resume=True"):
         fit(tiny(), *sides, tmp_path, QUICK)
     with pytest.raises(ValueError, match=r"another value of 'lr': 0.0003, now 0.1"):
         fit(tiny(), *sides, tmp_path, replace(QUICK, lr=0.1), resume=True)
@@ -128,7 +128,7 @@ def test_labels_without_foreground_are_refused(tmp_path, sides):
     folder = write_nuclei(tmp_path / "empty", 1)
     Image.new("L", (64, 64)).save(folder / "labels" / "0.png")
     empty = LabelledImages(find_pairs(folder / "images", folder / "labels"), binary=True)
-    with pytest.raises(ValueError, match="the validation labels hold no foreground"):
+    with pytest.raises(ValueError, match="the validation labels contain no foreground"):
         fit(tiny(), sides[0], empty, tmp_path / "run", QUICK)
     assert not (tmp_path / "run").exists()
 

@@ -1,1 +1,1 @@
-"""What a training run leaves behind."""
+"""The report of a training run: scores, tables and figures."""

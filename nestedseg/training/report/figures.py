@@ -1,4 +1,4 @@
-"""Figures of a training run: its curves, and rows of pictures."""
+"""Figures of a training run: curves, and rows of images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PANEL = 2.9  # inches
 
 
 def draw_curves(history: Sequence[Epoch], path: Path, title: str) -> None:
-    """Training loss and validation scores over the epochs, as a PNG."""
+    """Draws training loss and validation scores over the epochs, as a PNG."""
     plt = pyplot()
     epochs = [epoch.epoch for epoch in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
@@ -46,7 +46,7 @@ def draw_curves(history: Sequence[Epoch], path: Path, title: str) -> None:
 
 def draw_panels(rows: Sequence[Sequence[tuple[str, np.ndarray]]], path: Path,
                 legend: Sequence[Any] = ()) -> None:
-    """Rows of pictures with titles, as a PNG; ``legend`` are its handles in Matplotlib."""
+    """Draws rows of images with titles, as a PNG; ``legend`` is a list of Matplotlib's handles."""
     plt = pyplot()
     heights = [picture.shape[0] / picture.shape[1] for (_, picture), *_ in rows]
     figure, grid = plt.subplots(
@@ -65,5 +65,5 @@ def draw_panels(rows: Sequence[Sequence[tuple[str, np.ndarray]]], path: Path,
 
 
 def shown(images: LabelledImages) -> list[int]:
-    """A few of the images, from first to last."""
+    """The indices of a few images, evenly spaced from the first to the last."""
     return np.unique(np.linspace(0, len(images) - 1, SHOWN).round().astype(int)).tolist()

@@ -1,4 +1,4 @@
-"""What the training of a detector leaves behind: scores, curves and pictures of instances."""
+"""The report of a detector's training: scores, curves and images of instances."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 def write_instance_report(run: str | Path, model: Detector, validation: LabelledInstances,
                           history: Sequence[Epoch], settings: dict[str, Any]) -> str:
-    """Write ``metrics.json``, ``curves.png`` and ``overlay.png``; see `write_report`.
+    """Writes ``metrics.json``, ``curves.png`` and ``overlay.png``; see `write_report`.
 
     Returns:
-        The scores of the best epoch, in a line.
+        The scores of the best epoch, in one line.
     """
     run = Path(run)
     scores = best_epoch(list(history)).scores
@@ -44,7 +44,7 @@ def write_instance_report(run: str | Path, model: Detector, validation: Labelled
 
 def _panels(model: Detector, image: np.ndarray, truth: np.ndarray,
             name: str) -> list[tuple[str, np.ndarray]]:
-    """An image, its true instances, and those that the model finds."""
+    """An image, its true instances, and the predicted ones, each with a title."""
     rgb, found, scores = to_rgb(image), predict_instances(model, image), InstanceScores()
     scores.update(found, truth)
     return [(name, rgb), (f"truth: {truth.max()}", paint_instances(rgb, truth)),

@@ -1,4 +1,4 @@
-"""``metrics.json``: what a run measured, written for machines and read for the model's card."""
+"""``metrics.json``: the scores and settings of a run, from which the model's card is written."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from nestedseg.training.history import Epoch, best_epoch
 from nestedseg.training.report.figures import CURVES, OVERLAY
 
 METRICS = "metrics.json"
-RECORDED = ("batch", "patch", "lr", "seed")  # settings that the model's config keeps
+RECORDED = ("batch", "patch", "lr", "seed")  # settings that go into the config of a pushed model
 
 
 def write_metrics(run: Path, model: nn.Module, validation: LabelledImages,
                   history: Sequence[Epoch], settings: dict[str, Any], **measured: Any) -> None:
-    """Write ``metrics.json``: what was measured, and what is needed to measure it again."""
+    """Writes ``metrics.json``: what was measured, and what is needed to measure it again."""
     metrics = {"best_epoch": best_epoch(list(history)).epoch, **measured,
                "history": list(map(asdict, history)), "settings": settings,
                "model": model.config,
@@ -30,17 +30,17 @@ def write_metrics(run: Path, model: nn.Module, validation: LabelledImages,
 
 
 def read_report(run: str | Path) -> dict[str, Any]:
-    """The facts of a run as the model's `push_to_hub` takes them.
+    """The facts about a run, as arguments for `HubModel.push_to_hub`.
 
     Raises:
-        ValueError: ``metrics.json`` is not what a training run writes.
+        ValueError: ``metrics.json`` was not written by a training run.
     """
     run = Path(run)
     pictures = {"Validation images: truth and prediction": run / OVERLAY,
                 "Training loss and validation scores": run / CURVES}
     facts = {"pictures": {text: path for text, path in pictures.items() if path.is_file()}}
     if not (run / METRICS).is_file():
-        return facts  # of a run that was stopped there is the model alone
+        return facts  # a run that was stopped has only the model
     try:
         report = json.loads((run / METRICS).read_text(encoding="utf-8"))
         scores = _known(report["scores"]) if "scores" in report else {
@@ -50,7 +50,7 @@ def read_report(run: str | Path) -> dict[str, Any]:
                     "epochs": len(report["history"]), "best_epoch": report["best_epoch"],
                     **{name: _text(report["settings"][name]) for name in RECORDED}}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{run / METRICS} is not what a training run writes: {error!r}") from None
+        raise ValueError(f"{run / METRICS} was not written by a training run: {error!r}") from None
     return facts | {"metrics": scores, "training": training}
 
 
@@ -59,12 +59,12 @@ def _known(scores: dict[str, float | None]) -> dict[str, float]:
 
 
 def _text(value: Any) -> Any:
-    """A number as it is, several as in "64 x 64 x 64"."""
+    """A single value as it is, a list as in "64 x 64 x 64"."""
     return " x ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for nan, which JSON has not."""
+    """The value with ``None`` in place of nan and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

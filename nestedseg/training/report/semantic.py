@@ -1,4 +1,4 @@
-"""What the training of a semantic model leaves behind: scores by depth, curves and pictures."""
+"""The report of a semantic model's training: scores by depth, curves and images."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from nestedseg.training.report.metrics_file import write_metrics
 
 def write_report(run: str | Path, model: SegmentationModel, validation: LabelledImages,
                  history: Sequence[Epoch], settings: dict[str, Any]) -> list[DepthReport]:
-    """Write ``metrics.json``, ``depths.md``, ``curves.png`` and ``overlay.png``.
+    """Writes ``metrics.json``, ``depths.md``, ``curves.png`` and ``overlay.png``.
 
-    Of volumes also ``cases.csv``: the scores of each one, on its own grid.
+    For volumes it also writes ``cases.csv``: the scores of each volume, on its own grid.
 
     Args:
         run: an existing folder.
-        model: the best one of the run.
-        validation: what scores and pictures are made from.
-        history: as `nestedseg.training.fit` returns it.
+        model: the best model of the run.
+        validation: the images that are scored and shown.
+        history: as returned by `nestedseg.training.fit`.
         settings: recorded in ``metrics.json``; JSON-able.
 
     Returns:
@@ -63,7 +63,7 @@ def write_report(run: str | Path, model: SegmentationModel, validation: Labelled
 
 
 def depth_table(depths: Sequence[DepthReport]) -> str:
-    """The depths as a Markdown table whose columns line up."""
+    """The depths as a Markdown table with aligned columns."""
     rows = [["depth", "IoU", "Dice", "parameters", "MACs", "time per image"]]
     rows += [[str(row.depth), f"{row.iou:.4f}", f"{row.dice:.4f}", f"{row.parameters:,}",
               f"{row.macs / 1e9:.2f} G", f"{1e3 * row.seconds:.1f} ms"] for row in depths]
@@ -74,12 +74,12 @@ def depth_table(depths: Sequence[DepthReport]) -> str:
 
 
 def write_cases(cases: Sequence[CaseScore], path: Path, tolerance: float = TOLERANCE) -> None:
-    """The scores of each volume and class as a table, a line each.
+    """Writes the scores of each volume and class as a CSV table, one line each.
 
     Args:
-        cases: as `nestedseg.evaluation.cases.score_cases` gives them.
+        cases: as returned by `nestedseg.evaluation.cases.score_cases`.
         path: of the CSV file.
-        tolerance: of the surface Dice in mm, named in its column.
+        tolerance: of the surface Dice in mm, for the name of its column.
     """
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
@@ -91,14 +91,14 @@ def write_cases(cases: Sequence[CaseScore], path: Path, tolerance: float = TOLER
 
 
 def draw_overlay(model: SegmentationModel, images: LabelledImages, path: Path) -> None:
-    """Image, truth and each depth's prediction side by side, for a few images, as a PNG."""
+    """Draws image, truth and each depth's prediction side by side, for a few images, as a PNG."""
     rows = [_panels(model, *images[index], images.pairs[index].image.name)
             for index in shown(images)]
     draw_panels(rows, path, _legend(model.classes))
 
 
 def draw_contours(model: SegmentationModel, images: LabelledImages, path: Path) -> None:
-    """Slices of a few volumes with the contours of truth and prediction, as a PNG."""
+    """Draws slices of a few volumes with the contours of truth and prediction, as a PNG."""
     cases = []
     for index in shown(images):
         volume, truth = open_case(images, index)
@@ -129,6 +129,6 @@ def _legend(classes: int) -> list[Any]:
     patch = require("matplotlib.patches").Patch
     names = ["foreground"] if classes == 1 else [f"class {c}" for c in range(1, classes)]
     wrong = "false alarm" if classes == 1 else "wrong class"
-    # Beyond the palette colours come round again: the first classes stand for all.
+    # Colours repeat after the last of the palette, so only the first classes are listed.
     entries = [*zip(names, CLASS_COLOURS, strict=False), ("missed", MISSED), (wrong, WRONG)]
     return [patch(color=np.array(colour) / 255, label=name) for name, colour in entries]
