@@ -15,7 +15,6 @@ import fnmatch
 import json
 import math
 import re
-import signal
 import time
 import warnings
 from collections import Counter
@@ -59,7 +58,7 @@ def main() -> None:
         kind.save(args.out, args.run)
     results = json.loads(args.out.read_text())
     if args.pattern == "*":
-        fill_page(args.kind, kind.page(results))
+        PAGE.write_text(fill(args.kind, results), encoding="utf-8")
     print(kind.headline(results))
 
 
@@ -192,11 +191,9 @@ def try_network(name: str, kind: str, depth: int, own: tuple[int, ...]) -> Recor
     def at_padded(device: str) -> None:
         run(build(device), encoders_smp.padded(own, build(device), kind, depth))
 
-    signal.alarm(encoders_smp.SECONDS)
-    record = {"own": attempt(lambda device: run(build(device), own))}
+    record = {"own": attempt(encoders_smp.in_time(lambda device: run(build(device), own)))}
     if record["own"] != OK and build.cache_info().currsize:  # it was built: another size may do
-        record["padded"] = attempt(at_padded)
-    signal.alarm(0)
+        record["padded"] = attempt(encoders_smp.in_time(at_padded))
     return record
 
 
@@ -368,10 +365,9 @@ def page_smp(results: dict[str, Any]) -> list[str]:
     return [encoders_smp.headline(results)]
 
 
-def fill_page(name: str, parts: list[str]) -> None:
-    """Puts texts between the page's markers of this name."""
-    block = "\n" + "\n\n".join(filter(None, parts)) + "\n\n"
-    PAGE.write_text(insert(PAGE, name, block), encoding="utf-8")
+def fill(name: str, results: dict[str, Any]) -> str:
+    """The text of the page, with the tables of some results between its markers of this name."""
+    return insert(PAGE, name, "\n" + "\n\n".join(filter(None, KINDS[name].page(results))) + "\n\n")
 
 
 def table(models: dict[str, Record]) -> str:

@@ -11,6 +11,7 @@ import math
 import resource
 import signal
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 Record = dict[str, Any]
@@ -18,14 +19,25 @@ WIDTHS = (256, 128, 64, 32, 16)  # of a decoder, SMP's own
 NETWORKS = {f"{name}, depth {depth}": (kind, depth) for kind, name, depths in
             (("UnetPlusPlus", "UNet++", (4, 3)), ("Unet", "U-Net", (5, 4, 3)), ("DPT", "DPT", (4,)))
             for depth in depths}
-SECONDS = 120  # for a network; a longer one counts as failed
+SECONDS = 120  # of the processor, for a step; a longer one counts as failed
 BYTES = 8 * 2 ** 30  # of address space for a process
 
 
 def limit() -> None:
     """A process that takes too much memory fails, rather than the machine."""
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    signal.signal(signal.SIGALRM, _late)
+
+
+def in_time(step: Callable[[str], None]) -> Callable[[str], None]:
+    """A step that raises an error when it takes too long."""
+    def timed(device: str) -> None:
+        signal.signal(signal.SIGPROF, _late)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        try:
+            step(device)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+    return timed
 
 
 def _late(*_: Any) -> None:
