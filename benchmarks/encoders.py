@@ -343,9 +343,10 @@ def headline(results: dict[str, Any]) -> str:
             f"({second['as built']:,} as built, {second['dynamic']} dynamic, "
             f"{second['img_size']} built for the size) and {second['resized']} by resizing.")
     if smp := summary["smp"]["models"]:
-        text += (f" segmentation_models.pytorch builds and runs {summary['smp']['own']:,} of "
-                 f"{smp:,} at their own size ({summary['smp']['padded']:,} with that padded to a "
-                 f"multiple of 32 first) and {summary['smp']['second']:,} at {size}.")
+        text += (f" segmentation_models.pytorch's UNet++ builds and runs "
+                 f"{summary['smp']['own']:,} of {smp:,} at their own size "
+                 f"({summary['smp']['padded']:,} with that padded to a multiple of 32 first) and "
+                 f"{summary['smp']['second']:,} at {size}.")
     return text
 
 

@@ -1,8 +1,9 @@
 """What encoders.py --peer smp-others reports: SMP's other networks over what its UNet++ refuses.
 
 Its UnetPlusPlus of depth 5 is the one that ours is compared with. For each encoder that does not
-run in it, others of segmentation_models.pytorch are tried: forward, on one image of the model's own
-size, and where that fails of the next larger size that the network divides by.
+run in it, others of segmentation_models.pytorch are tried, with its default arguments: forward, on
+one image of the model's own size, and where that fails of the next larger size that the network
+divides by.
 """
 
 from __future__ import annotations

@@ -277,13 +277,15 @@ def peers(speed: dict[str, Any], encoders: dict[str, Any], others: dict[str, Any
     compiled = [what.removeprefix("time, ") for name, what in (SMP_ROWS | MONAI_ROWS).items()
                 if any("compiled" in setting for setting in rows[name]["milliseconds"])]
     return f"""{_table(table)}
-Time and memory are the peer's over ours: above 1 ours takes less, below 1 more. Models have the \
-same weights, and
-each runs in the fastest setting that was tried: as built and in channels_last, in inference ours \
-fused too, and in some
-rows compiled ({"; ".join(compiled)}). Where a field is empty,
-the peer has no such thing. {machine['cores']} cores, {machine['cpu']}, torch \
-{machine['versions']['torch']}.
+"padded": images are padded to what SMP's network divides by. Of the \
+{others['summary']['models']} encoders that its UNet++ of
+depth 5 refuses, {others['summary']['networks']['own']['DPT, depth 4']} run in its DPT. Time and \
+memory are the peer's over ours: above 1 ours takes less,
+below 1 more. Models have the same weights, and each runs in the fastest setting that was tried: as
+built, in channels_last, in inference ours fused too, and compiled in these rows alone: \
+{"; ".join(compiled)}.
+Where a field is empty, the peer has no such thing. \
+{machine['cores']} cores, {machine['cpu']}, torch {machine['versions']['torch']}.
 """
 
 
@@ -299,22 +301,21 @@ def _encoders(ours: dict[str, Any], others: dict[str, Any]) -> list[tuple[str, .
     smp = ours["smp"]
     rows = [
         (f"[timm's {ours['models']:,} models](docs/encoders.md#every-model-of-timm) that run as "
-         "encoders of UNet++, SMP's of depth 5", smp["own"], "encoders"),
-        ("the same, padded for SMP", smp["padded"], "encoders"),
-        ("the same, SMP's UNet++ or U-Net of depth 3 to 5, or DPT", smp["own"] + others["own"],
-         "encoders_smp"),
-        ("the same, padded for SMP", smp["own"] + others["padded"], "encoders_smp"),
+         "encoders of UNet++, SMP's of depth 5", "encoders", smp["own"], smp["padded"]),
+        ("the same, SMP's UNet++ or U-Net of depth 3 to 5, or DPT", "encoders_smp",
+         smp["own"] + others["own"], smp["own"] + others["padded"]),
     ]
-    return [(what, _counted(ours["ran"]["own"], "encoders"), _counted(count, results), "")
-            for what, count, results in rows]
+    return [(what, _counted("encoders", f"{ours['ran']['own']:,}"),
+             f"{_counted(results, f'{own:,}')}, {_counted(results, f'padded {padded:,}')}", "")
+            for what, results, own, padded in rows]
 
 
-def _counted(count: int, results: str) -> str:
-    return f"[{count:,}](benchmarks/results/{results}.json)"
+def _counted(results: str, figure: str) -> str:
+    return f"[{figure}](benchmarks/results/{results}.json)"
 
 
 def _proven(figure: str) -> str:
-    return f"[{figure}](benchmarks/results/speed.json)"
+    return _counted("speed", figure)
 
 
 def _held(megabytes: dict[str, float]) -> float:
