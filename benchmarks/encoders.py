@@ -1,6 +1,7 @@
 """Try every timm model as an encoder: python benchmarks/encoders.py, then again with --peer smp.
 
-With --dims 3, try to make every model volumetric.
+With --peer smp-others, try SMP's other networks over the encoders that its UNet++ does not run
+with; with --dims 3, try to make every model volumetric.
 
 Each model is built, run at its own size and at a second one, pruned to depth 1, and built for 1 and
 5 channels, on the meta device, which only computes shapes. An interrupted sweep is continued. The
@@ -10,6 +11,7 @@ table goes into docs/encoders.md.
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import math
 import re
@@ -20,9 +22,10 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import encoders_3d
+import encoders_smp
 import timm
 import torch
 from machine import describe_machine
@@ -34,7 +37,6 @@ from nestedseg.encoders import Options, describe_encoder
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "encoders.json"
-RESULTS_3D = RESULTS.with_name("encoders_3d.json")
 PAGE = ROOT / "docs" / "encoders.md"
 SECOND = (320, 192)  # pixels; no model's own size
 VOLUME = (40, 72, 104)  # voxels
@@ -49,20 +51,22 @@ Record = dict[str, Any]
 
 def main() -> None:
     args = parse_arguments()
-    kind, save, page, headline = KINDS[args.dims]
+    kind = KINDS[args.kind]
     if not args.table:
-        sweep(args.run, args.peer or kind, timm.list_models(args.pattern), args.jobs)
-        save(args.out, args.run)
+        names = [name for name in kind.names() if fnmatch.fnmatch(name, args.pattern)]
+        sweep(args.run, args.peer or kind.peer, names, args.jobs)
+        kind.save(args.out, args.run)
     results = json.loads(args.out.read_text())
     if args.pattern == "*":
-        fill_page(args.out.stem, page(results))
-    print(headline(results))
+        PAGE.write_text(fill(args.kind, results), encoding="utf-8")
+    print(kind.headline(results))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pattern", default="*", help="of model names (default: all)")
-    parser.add_argument("--peer", choices=["smp"], help="try another library in our place")
+    parser.add_argument("--peer", choices=["smp", "smp-others"],
+                        help="try another library in our place")
     parser.add_argument("--dims", type=int, choices=[2, 3], default=2,
                         help="3: make the models volumetric (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: %(default)s)")
@@ -72,7 +76,9 @@ def parse_arguments() -> argparse.Namespace:
                         help="default: the results' file, or one in the run with --pattern")
     parser.add_argument("--table", action="store_true", help="only write the table again")
     args = parser.parse_args()
-    results = RESULTS if args.dims == 2 else RESULTS_3D
+    args.kind = ("encoders_smp" if args.peer == "smp-others"
+                 else "encoders" if args.dims == 2 else "encoders_3d")
+    results = RESULTS.with_stem(args.kind)
     args.out = args.out or (results if args.pattern == "*" else args.run / results.name)
     return args
 
@@ -169,7 +175,35 @@ def try_volumes(name: str) -> Record:
             "prune": attempt(lambda device: run(build(device).prune(1), VOLUME))}
 
 
-PEERS = {None: try_ours, "smp": try_smp, "3d": try_volumes}
+def try_smp_others(name: str) -> Record:
+    """What SMP's other networks make of a model: of each, the steps that were tried."""
+    encoders_smp.limit()
+    own = tuple(timm.models.get_pretrained_cfg(name).input_size[-2:])
+    return {network: try_network(name, kind, depth, own)
+            for network, (kind, depth) in encoders_smp.NETWORKS.items()}
+
+
+def try_network(name: str, kind: str, depth: int, own: tuple[int, ...]) -> Record:
+    @lru_cache
+    def build(device: str) -> torch.nn.Module:
+        return encoders_smp.build(name, kind, depth)
+
+    def at_padded(device: str) -> None:
+        run(build(device), encoders_smp.padded(own, build(device), kind, depth))
+
+    record = {"own": attempt(encoders_smp.in_time(lambda device: run(build(device), own)))}
+    if record["own"] != OK and build.cache_info().currsize:  # it was built: another size may do
+        record["padded"] = attempt(encoders_smp.in_time(at_padded))
+    return record
+
+
+def refused_by_smp() -> list[str]:
+    """The models that do not run in SMP's UNet++ of depth 5 at their own size."""
+    models = json.loads(RESULTS.read_text())["models"]
+    return [name for name, record in models.items() if "own" in record["smp_failed"]]
+
+
+PEERS = {None: try_ours, "smp": try_smp, "smp-others": try_smp_others, "3d": try_volumes}
 
 
 # -- all of them ----------------------------------------------------------------------------------
@@ -247,6 +281,15 @@ def save_3d(out: Path, folder: Path) -> None:
                 "machine": describe_machine()}, models)
 
 
+def save_smp(out: Path, folder: Path) -> None:
+    """One file of what the log of SMP's other networks holds."""
+    log = read_log(log_path(folder, "smp-others"))
+    models = {name: encoders_smp.compact(log[name]) for name in sorted(log)}
+    write(out, {"benchmark": "encoders_smp", "summary": encoders_smp.summarise(models),
+                "minutes": round(sum(record["seconds"] for record in log.values()) / 60),
+                "machine": describe_machine()}, models)
+
+
 def write(out: Path, head: dict[str, Any], models: dict[str, Record]) -> None:
     """Writes a JSON file with one line per model."""
     lines = [f'  {json.dumps(name)}: {json.dumps(record)}' for name, record in models.items()]
@@ -300,9 +343,10 @@ def headline(results: dict[str, Any]) -> str:
             f"({second['as built']:,} as built, {second['dynamic']} dynamic, "
             f"{second['img_size']} built for the size) and {second['resized']} by resizing.")
     if smp := summary["smp"]["models"]:
-        text += (f" segmentation_models.pytorch builds and runs {summary['smp']['own']:,} of "
-                 f"{smp:,} at their own size ({summary['smp']['padded']:,} with that padded to a "
-                 f"multiple of 32 first) and {summary['smp']['second']:,} at {size}.")
+        text += (f" segmentation_models.pytorch's UNet++ builds and runs "
+                 f"{summary['smp']['own']:,} of {smp:,} at their own size "
+                 f"({summary['smp']['padded']:,} with that padded to a multiple of 32 first) and "
+                 f"{summary['smp']['second']:,} at {size}.")
     return text
 
 
@@ -317,10 +361,14 @@ def page_3d(results: dict[str, Any]) -> list[str]:
     return [encoders_3d.headline(results), encoders_3d.table(results["models"])]
 
 
-def fill_page(name: str, parts: list[str]) -> None:
-    """Puts texts between the page's markers of this name."""
-    block = "\n" + "\n\n".join(filter(None, parts)) + "\n\n"
-    PAGE.write_text(insert(PAGE, name, block), encoding="utf-8")
+def page_smp(results: dict[str, Any]) -> list[str]:
+    """Counts."""
+    return [encoders_smp.headline(results)]
+
+
+def fill(name: str, results: dict[str, Any]) -> str:
+    """The text of the page, with the tables of some results between its markers of this name."""
+    return insert(PAGE, name, "\n" + "\n\n".join(filter(None, KINDS[name].page(results))) + "\n\n")
 
 
 def table(models: dict[str, Record]) -> str:
@@ -374,8 +422,21 @@ def smp_reasons(models: dict[str, Record]) -> str:
         if lines else ""
 
 
-# For 2-D and 3-D: what is tried unless a peer is asked for, and how results are stored and shown.
-KINDS = {2: (None, save, page, headline), 3: ("3d", save_3d, page_3d, encoders_3d.headline)}
+class Kind(NamedTuple):
+    """A sweep: what is tried unless a peer is asked for, and how results are stored and shown."""
+
+    peer: str | None
+    names: Callable[[], list[str]]
+    save: Callable[[Path, Path], None]
+    page: Callable[[dict[str, Any]], list[str]]
+    headline: Callable[[dict[str, Any]], str]
+
+
+KINDS = {
+    "encoders": Kind(None, timm.list_models, save, page, headline),
+    "encoders_3d": Kind("3d", timm.list_models, save_3d, page_3d, encoders_3d.headline),
+    "encoders_smp": Kind("smp-others", refused_by_smp, save_smp, page_smp, encoders_smp.headline),
+}
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from machine import describe_machine
 
 import nestedseg
 from nestedseg.data import LabelledImages, find_pairs, new_mask, open_volume
+from nestedseg.evaluation.cases import TOLERANCE as SURFACE_TOLERANCE
 from nestedseg.evaluation.cases import open_case, score_case, segment
-from nestedseg.evaluation.depths import TOLERANCE as SURFACE_TOLERANCE
 from nestedseg.evaluation.depths import compare_depths, score_heads
 from nestedseg.models.model import SegmentationModel
 from nestedseg.training.history import Epoch, best_epoch

@@ -136,10 +136,11 @@ that were timed. {machine['cores']} cores, {machine['cpu']}, torch {versions['to
 
 ![ratios of the peers' times to ours](images/speed.svg)
 
-Whole models, the fastest setting of each:
+Whole models, the fastest of the settings that are listed further below, compiled ones only where
+they stand there:
 
 {_others(rows)}
-What a program waits for before its first model, in milliseconds:
+What a program computes before its first model, in milliseconds of the processor:
 
 {_starts(rows)}
 All that was timed, in milliseconds:
@@ -248,9 +249,9 @@ def _consumers(rows: dict[str, Any]) -> str:
 # -- peers -----------------------------------------------------------------------------------------
 
 
-def peers(speed: dict[str, Any], encoders: dict[str, Any]) -> str:
-    rows, summary = speed["rows"], encoders["summary"]
-    times, started = ratios(rows), rows["starts"]["milliseconds"]
+def peers(speed: dict[str, Any], encoders: dict[str, Any], others: dict[str, Any]) -> str:
+    rows, started = speed["rows"], speed["rows"]["starts"]["milliseconds"]
+    times = ratios(rows)
     held = {name: row["held_megabytes"] for name, row in rows.items() if "held_megabytes" in row}
 
     def relative(what: str, smp: float | None, monai: float | None) -> tuple[str, ...]:
@@ -259,38 +260,62 @@ def peers(speed: dict[str, Any], encoders: dict[str, Any]) -> str:
 
     table = [
         ("", "nestedseg", "SMP", "MONAI"),
-        (f"[timm's {summary['models']:,} models](docs/encoders.md#every-model-of-timm) that run as "
-         "encoders",
-         *(f"[{count:,}](benchmarks/results/encoders.json)"
-           for count in (summary["ran"]["own"], summary["smp"]["own"])), ""),
-        relative("time, UNet++ over ResNet-34, 8 images", times["whole model, resnet34, batch 8"],
-                 None),
-        relative("time, the same, 1 image", times["whole model, resnet34, batch 1"], None),
-        relative("time, training it on 4 images", times["whole model training, resnet34, batch 4"],
-                 None),
+        *_encoders(encoders["summary"], others["summary"]),
+        *(relative(what, times[name], None) for name, what in SMP_ROWS.items()),
         relative("memory that this training holds", _held(held[
             "whole model training, resnet34, batch 4"]), None),
-        relative("time, MONAI's UNet++, a volume", None, times["volume inference"]),
-        relative("time, training it", None, times["volume training"]),
+        *(relative(what, None, times[name]) for name, what in MONAI_ROWS.items()),
         relative("memory that this training holds", None, _held(held["volume training"])),
         relative("time, making UNet++ over ResNet-34",
-                 started["smp.UnetPlusPlus"] / started["nestedseg.create"], None),
-        relative("time, importing, with torch and timm",
-                 *(started[f"import {name}"] / started["import nestedseg"]
+                 started["smp.UnetPlusPlus('tu-resnet34', encoder_weights=None)"]
+                 / started["nestedseg.create('unetpp', 'resnet34')"], None),
+        relative("time, importing what the first model needs",
+                 *(started[f"import {name}"] / started["import nestedseg; nestedseg.create"]
                    for name in ("segmentation_models_pytorch", "monai.networks.nets"))),
     ]
     machine = rows["convolution"]["machine"]
+    compiled = [what.removeprefix("time, ") for name, what in (SMP_ROWS | MONAI_ROWS).items()
+                if any("compiled" in setting for setting in rows[name]["milliseconds"])]
     return f"""{_table(table)}
-Time and memory are the peer's over ours: above 1 ours takes less, below 1 more. Models have the \
-same weights, and
-each runs in its fastest setting; where a field is empty, the peer has no such thing. \
-{machine['cores']} cores, {machine['cpu']},
-torch {machine['versions']['torch']}. The Keras code, for TensorFlow 1, was not timed.
+"padded": images are padded to what SMP's network divides by. Of the \
+{others['summary']['models']} encoders that its UNet++ of
+depth 5 refuses, {others['summary']['networks']['own']['DPT, depth 4']} run in its DPT. Time and \
+memory are the peer's over ours: above 1 ours takes less,
+below 1 more. Models have the same weights, and each runs in the fastest setting that was tried: as
+built, in channels_last, in inference ours fused too, and compiled in these rows alone: \
+{"; ".join(compiled)}.
+Where a field is empty, the peer has no such thing. \
+{machine['cores']} cores, {machine['cpu']}, torch {machine['versions']['torch']}.
 """
 
 
+SMP_ROWS = {"whole model, resnet34, batch 8": "time, UNet++ over ResNet-34, 8 images",
+            "whole model, resnet34, batch 1": "time, the same, 1 image",
+            "whole model training, resnet34, batch 4": "time, training it on 4 images"}
+MONAI_ROWS = {"volume inference": "time, MONAI's UNet++, a volume",
+              "volume training": "time, training it"}
+
+
+def _encoders(ours: dict[str, Any], others: dict[str, Any]) -> list[tuple[str, ...]]:
+    """How many of timm's models run as encoders: in SMP's UNet++, and in more of its networks."""
+    smp = ours["smp"]
+    rows = [
+        (f"[timm's {ours['models']:,} models](docs/encoders.md#every-model-of-timm) that run as "
+         "encoders of UNet++, SMP's of depth 5", "encoders", smp["own"], smp["padded"]),
+        ("the same, SMP's UNet++ or U-Net of depth 3 to 5, or DPT", "encoders_smp",
+         smp["own"] + others["own"], smp["own"] + others["padded"]),
+    ]
+    return [(what, _counted("encoders", f"{ours['ran']['own']:,}"),
+             f"{_counted(results, f'{own:,}')}, {_counted(results, f'padded {padded:,}')}", "")
+            for what, results, own, padded in rows]
+
+
+def _counted(results: str, figure: str) -> str:
+    return f"[{figure}](benchmarks/results/{results}.json)"
+
+
 def _proven(figure: str) -> str:
-    return f"[{figure}](benchmarks/results/speed.json)"
+    return _counted("speed", figure)
 
 
 def _held(megabytes: dict[str, float]) -> float:
@@ -303,7 +328,7 @@ def _held(megabytes: dict[str, float]) -> float:
 # By its markers: the page of a table, what renders it, and the results that it is made from.
 TABLES = {"em_quick": (ROOT / "docs" / "pruning.md", em_quick, ["em_quick"]),
           "hippocampus": (ROOT / "docs" / "volumes.md", hippocampus, ["hippocampus"]),
-          "peers": (ROOT / "README.md", peers, ["speed", "encoders"]),
+          "peers": (ROOT / "README.md", peers, ["speed", "encoders", "encoders_smp"]),
           "speed": (ROOT / "docs" / "performance.md", speed, ["speed"]),
           "volumes": (ROOT / "docs" / "volumes.md", volumes, ["volumes"])}
 

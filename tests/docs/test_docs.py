@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import pkgutil
 import re
 import traceback
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import encoders
 import pytest
 import tables
 from places import ROOT
@@ -71,6 +73,41 @@ def test_links_inside_the_repository_lead_somewhere(page):
 def test_figures_are_those_of_the_results(name):
     page, text = tables.fill(name)
     assert page.read_text(encoding="utf-8") == text, "run python benchmarks/tables.py"
+
+
+@pytest.mark.parametrize("name", encoders.KINDS)
+def test_counts_of_encoders_are_those_of_the_results(name):
+    results = json.loads(tables.results_of(name).read_text())
+    page = encoders.PAGE.read_text(encoding="utf-8")
+    assert page == encoders.fill(name, results), "run python benchmarks/encoders.py --table"
+
+
+GENERATED = re.compile(r"<!-- ([\w-]+) -->.*?<!-- /\1 -->", re.DOTALL)
+NUMBER = r"\b(?:\d[\d.,]*|two|three|four|five|six|seven|eight|nine|ten|half|a \w+)"
+FIGURE = re.compile(rf"{NUMBER}[ -]?(?:times|%|percent|ms|(?:milli)?seconds|minutes|hours|[KMG]B|"
+                    r"G?FLOPs?|G?MACs?|of the (?:time|memory))(?!\w)"
+                    r"|\b(?:a hundred|\d[\d,]*\d) (?:models|encoders)\b")
+NOT_MEASURED = {"two minutes": "how long `make demo` trains: an argument",
+                "95 %": "the percentile of the Hausdorff distance: its name"}
+
+
+def typed_figures(text: str) -> list[str]:
+    """What reads as a measurement outside blocks that a benchmark fills, code and addresses."""
+    for kind in (GENERATED, re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL), LINK):
+        text = kind.sub("", text)
+    return [found for found in FIGURE.findall(text) if found not in NOT_MEASURED]
+
+
+@each_page
+def test_no_figure_is_typed_in(page):
+    assert typed_figures(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("figure", ["3.2 times", "41 %", "six times", "12 ms", "1,200 MB",
+                                    "a quarter of the time", "a hundred models"])
+def test_a_typed_figure_is_found(figure):
+    assert typed_figures(f"It takes {figure} here, in 95 % of cases.") == [figure]
+    assert typed_figures(f"<!-- speed -->\n| {figure} |\n<!-- /speed -->") == []
 
 
 def test_every_field_of_the_comparisons_leads_somewhere():
