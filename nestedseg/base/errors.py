@@ -45,9 +45,20 @@ def choose(kind: str, name: object, allowed: Iterable[Name]) -> Name:
         ValueError: it is not; the message lists what is, with the nearest match.
     """
     allowed = list(allowed)
-    if name not in allowed:
+    if not isinstance(name, str) or name not in allowed:  # an array has no truth value
         raise ValueError(f"unknown {kind} {show(name)}; {nearest(name, allowed)}")
     return allowed[allowed.index(name)]
+
+
+def text(name: str, value: Any) -> str:
+    """``value``, if it is a text.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a text, got {show(value)}")
+    return value
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:

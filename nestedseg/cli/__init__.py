@@ -29,11 +29,11 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0; 2 where the user's input is at fault; 130 after Ctrl-C;
-    141 where the reader of a pipe has gone."""
+    """Run a command. Returns 0; 1 where it could not do all that it was asked for; 2 where the
+    user's input is at fault; 130 after Ctrl-C; 141 where the reader of a pipe has gone."""
     args = build_parser().parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except BrokenPipeError:  # as in `nestedseg list encoders | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -45,7 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.run is train.train else ""
         print(f"\nnestedseg: stopped{hint}", file=sys.stderr)
         return 130
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,7 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=nestedseg.__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+    def command(name: str,
+                run: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
         text = run.__doc__ or ""
         added = commands.add_parser(name, help=text[0].lower() + text[1:].rstrip("."),
                                     description=text)

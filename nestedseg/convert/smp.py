@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nestedseg.base.errors import blamed, show
 from nestedseg.convert.smp_encoders import match, pair_encoder
 from nestedseg.convert.smp_graph import smp_to_config
-from nestedseg.convert.smp_options import ARCHITECTURES, SmpConfig
+from nestedseg.convert.smp_options import SmpConfig, check_architecture
 from nestedseg.convert.weights import (
     State,
     check_source_shapes,
@@ -150,9 +150,7 @@ def live_config(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str,
     Raises:
         ValueError: naming a layer that has no counterpart.
     """
-    name = type(model).__name__
-    if name not in ARCHITECTURES:
-        raise refuse(name, f"only {' and '.join(ARCHITECTURES)} of segmentation_models.pytorch")
+    name = check_architecture(type(model).__name__)
     config = getattr(model, "config", None) if config is None else config
     if not isinstance(config, Mapping):
         raise ValueError(f"this {name} does not know what it was created with; give config=")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ def read_image(path: str | Path) -> np.ndarray:
     # OpenCV refuses an empty buffer, and answers a damaged one with no page.
     pages: Sequence[np.ndarray] = ()
     if data.size:
-        pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1]
+        with decoding(f"the image {path}"):
+            pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1]
     if len(pages) != 1:
         what = _stack(len(pages)) if pages else "it is damaged or of another format"
         raise ValueError(f"cannot read the image {path}: {what}")
@@ -76,18 +78,37 @@ def read_label(path: str | Path) -> np.ndarray:
             numbers.
     """
     pillow = require("PIL.Image")
-    try:
-        with pillow.open(path) as image:
-            pages, label = getattr(image, "n_frames", 1), np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises each for a damaged file
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot read the label {path}: {reason}") from error
+    with decoding(f"the label {path}"), pillow.open(path) as image:
+        pages, label = getattr(image, "n_frames", 1), np.asarray(image)
     if pages != 1:
         raise ValueError(f"cannot read the label {path}: {_stack(pages)}")
     if label.ndim != 2 or label.dtype.kind == "f":
         raise ValueError(f"the label {path} holds colours or fractions (Pillow mode "
                          f"{image.mode!r}); expected one whole number per pixel")
     return label.astype(np.uint8) if label.dtype == bool else label
+
+
+@contextmanager
+def decoding(what: str) -> Iterator[None]:
+    """Names the file, and what can be done, whatever a decoder makes of it.
+
+    Only calls of the decoder belong within it: an error of our own is none of the file's.
+
+    Raises:
+        ValueError: in the place of any error within it.
+    """
+    try:
+        yield
+    except Exception as error:  # Pillow and OpenCV raise many kinds, for damage and for size
+        reason = getattr(error, "strerror", None) or error
+        cure = "; cut it, and its partner, into smaller pictures" if _is_size(error) else ""
+        raise ValueError(f"cannot read {what}: {reason}{cure}") from error
+
+
+def _is_size(error: Exception) -> bool:
+    """Whether a decoder refuses a picture for its number of pixels."""
+    return (isinstance(error, MemoryError) or type(error).__name__ == "DecompressionBombError"
+            or "CV_IO_MAX_IMAGE" in str(error))
 
 
 def _stack(pages: int) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import timm
 
+from nestedseg.base.errors import show
 from nestedseg.decoder.layers import Level, Style
 from nestedseg.encoders import plain, timm_encoder
 from nestedseg.encoders.contract import Encoder
@@ -69,6 +70,9 @@ def build_encoder(options: Options, style: Style, weights: str | Path | bool | N
         ValueError: unknown name, or weights asked for an encoder that has none.
         OSError: weights that cannot be fetched or read.
     """
+    if not isinstance(weights, (str, Path, bool, type(None))):  # an array has no truth value
+        raise ValueError("encoder_weights must be None, 'imagenet' or the path of a .safetensors "
+                         f"file, got {show(weights)}")
     levels, body = describe_encoder(options).levels, describe_body(options)
     added = len(levels) - len(body.levels)
     encoder: Encoder

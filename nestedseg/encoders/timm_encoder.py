@@ -26,6 +26,7 @@ from nestedseg.encoders.trial import forward_taps, listen, pretrained_cfg
 from nestedseg.encoders.trim import trim
 from nestedseg.encoders.volumetric import plan
 from nestedseg.encoders.watch import depth_stride
+from nestedseg.encoders.weights import source_of
 
 log = logging.getLogger(__name__)
 
@@ -194,14 +195,14 @@ def load_model(name: str, weights: str | Path | bool | None,
     if not weights:
         return timm.create_model(name, **arguments)
     if weights is True or weights == "imagenet":
-        source: dict[str, Any] = {}
+        file = None
     elif str(weights).endswith(".safetensors"):
-        file = str(check_file(Path(weights)))
-        source = {"pretrained_cfg_overlay": {"file": file, "custom_load": False}}
+        file = check_file(Path(weights))
     else:
         raise ValueError(f"encoder_weights must be None, 'imagenet' or the path of a .safetensors "
                          f"file, got {show(weights)}")
     try:
+        source = {} if file is None else source_of(file, name, arguments)
         model = timm.create_model(name, pretrained=True, **arguments, **source)
     except Exception as error:  # timm, the Hub's client and its transport raise many kinds
         raise OSError(f"the weights {str(weights)!r} of encoder {name!r} could not be loaded: "

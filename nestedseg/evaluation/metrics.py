@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from nestedseg.base.errors import choose
-from nestedseg.models.targets import TASKS, Task, check_classes, class_planes, one_hot
+from nestedseg.models.targets import (
+    TASKS,
+    Task,
+    check_classes,
+    check_tensors,
+    class_planes,
+    one_hot,
+)
 
 __all__ = ["Score", "SegmentationScores"]
 
@@ -80,8 +87,10 @@ class SegmentationScores:
                 "multilabel": (N, classes, *spatial), of 0 and 1.
 
         Raises:
+            TypeError: if these are no tensors, but, say, the tuple of a model's heads.
             ValueError: if the logits have another number of classes, or the target does not fit.
         """
+        check_tensors(logits, target)
         truth = _hard(class_planes(self.task, logits, target))
         if truth.shape[1] != self.classes:
             raise ValueError(

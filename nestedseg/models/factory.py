@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nestedseg.base.errors import wholes
+from nestedseg.base.errors import text, wholes
 from nestedseg.encoders import Options, describe_encoder
 from nestedseg.models.config import Config
 from nestedseg.models.model import SegmentationModel
@@ -113,7 +113,7 @@ def create(
         OSError: encoder weights that cannot be fetched or read.
     """
     sequences: dict[str, Any] = {  # which `Options` makes tuples of
-        "encoder_channels": encoder_channels if encoder == "plain" else None,
+        "encoder_channels": encoder_channels if text("encoder", encoder) == "plain" else None,
         "image_size": image_size, "stem": stem, "encoder_taps": encoder_taps,
         "pyramid_channels": pyramid_channels, "strides": strides, "depth_strides": depth_strides}
     options = Options(encoder, in_channels, dims, **sequences)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nestedseg.base.errors import choose
-from nestedseg.models.targets import TASKS, Task, class_planes
+from nestedseg.models.targets import TASKS, Task, check_tensors, class_planes
 
 __all__ = ["DeepSupervision", "HybridLoss", "PaperHybridLoss"]
 
@@ -36,9 +36,11 @@ class _SegmentationLoss(nn.Module):
             A scalar; float64 for float64 logits, otherwise float32.
 
         Raises:
+            TypeError: if these are no tensors, but, say, the tuple of a model's heads.
             ValueError: if the logits' shape, or the target's shape, dtype or a value of it, is not
                 what the task takes.
         """
+        check_tensors(logits, target)
         # Sums over pixels in half precision stop counting at 256 (bf16) or overflow (fp16).
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         y = class_planes(self.task, logits, target).to(logits.dtype)
@@ -141,7 +143,14 @@ class DeepSupervision(nn.Module):
 
         Returns:
             What the loss returns: a scalar.
+
+        Raises:
+            TypeError: if the outputs are neither.
         """
+        if not isinstance(outputs, (Tensor, tuple, list)):
+            raise TypeError("deep supervision takes a tensor of logits, or a tuple or list of "
+                            f"them, got {type(outputs).__name__}; of model.forward_heads(x), give "
+                            "tuple(heads.values())")
         heads = [outputs] if isinstance(outputs, Tensor) else outputs
         if not heads:
             raise ValueError("no logits given: deep supervision needs 1 head or more")
