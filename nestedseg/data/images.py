@@ -100,9 +100,10 @@ def decoding(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Pillow and OpenCV raise many kinds, for damage and for size
-        reason = getattr(error, "strerror", None) or error
-        cure = "; cut it, and its partner, into smaller pictures" if _is_size(error) else ""
-        raise ValueError(f"cannot read {what}: {reason}{cure}") from error
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        if _is_size(error):
+            reason = f"it has too many pixels; cut it into smaller pictures ({reason})"
+        raise ValueError(f"cannot read {what}: {reason}") from error
 
 
 def _is_size(error: Exception) -> bool:

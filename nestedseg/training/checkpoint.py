@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,6 +90,12 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # torch raises many kinds
-        raise ValueError(f"cannot resume from {path}: it is damaged, or is no checkpoint of such a "
-                         f"run ({error}). Train anew in another folder, or restore the file from a "
-                         "copy; the best model so far is beside it") from error
+        raise ValueError(f"cannot resume from {path}: it is damaged, or it is not the checkpoint "
+                         f"of such a run ({_reason(error)}). Restore it from a copy, or train in "
+                         "another folder; the best model so far is beside it") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):  # torch's text says how to run any code in it
+        return "it holds something else than tensors"
+    return " ".join(str(error).split())
