@@ -55,7 +55,7 @@ class Decoder(nn.Module):
     @property
     def executions(self) -> dict[str, str]:
         """How each node is computed now; see `nestedseg.execution`."""
-        return {name: self.node(name).runs() for name in self.graph.nodes}
+        return {name: runs(self.node(name)) for name in self.graph.nodes}
 
     def node(self, name: str) -> Any:
         """The module of a node: a `Node`, or the form that `fuse` puts in its place."""
@@ -91,6 +91,11 @@ class Decoder(nn.Module):
         super().__setstate__(state | {"_programs": {}})
         for depths in state["_programs"]:
             self.program(depths)
+
+
+def runs(node: Any) -> str:
+    """How a node is computed now, be it one of a user's."""
+    return node.runs() if hasattr(node, "runs") else f"reference: it is a {type(node).__name__}"
 
 
 def head_name(node: str) -> str:
