@@ -6,6 +6,9 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
+from os import PathLike
+from pathlib import Path
 from typing import Any, TypeVar
 
 LISTED = 12  # names in a message; of longer lists, the nearest few
@@ -58,6 +61,28 @@ def text(name: str, value: Any) -> str:
     """
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a text, got {show(value)}")
+    return value
+
+
+def as_path(name: str, value: Any) -> Path:
+    """``value`` as a path, if it is one.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    if not isinstance(value, (str, PathLike)):
+        raise TypeError(f"{name} must be a path, got {show(value)}")
+    return Path(value)
+
+
+def number(name: str, value: Any) -> Any:
+    """``value``, if it is a number.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {show(value)}")
     return value
 
 

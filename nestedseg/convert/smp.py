@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nestedseg.base.errors import blamed, show
+from nestedseg.base.errors import as_path, blamed, show
 from nestedseg.convert.smp_encoders import match, pair_encoder
 from nestedseg.convert.smp_graph import smp_to_config
 from nestedseg.convert.smp_options import SmpConfig, check_architecture
@@ -72,7 +72,7 @@ def from_smp(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
     if isinstance(source, nn.Module):
         state = check_state(source.state_dict(), "the model")
         return convert_smp(live_config(source, config), state, "the model", task)
-    if isinstance(source, Mapping) or Path(source).is_file():
+    if isinstance(source, Mapping) or as_path("source", source).is_file():
         if config is None:
             raise TypeError("a state dict does not say what it belongs to: also give config="
                             "{'_model_class': 'Unet', 'encoder_name': ..., ...}")

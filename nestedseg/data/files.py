@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nestedseg.base.errors import as_path
+
 SUFFIXES = {2: (".png", ".jpg", ".jpeg", ".tif", ".tiff"), 3: (".nii.gz", ".nii", ".npy")}
 
 
@@ -66,7 +68,7 @@ def list_images(folder: str | Path) -> list[Path]:
             one name and different suffixes: labels are found, and results written, by the name
             alone.
     """
-    folder = Path(folder)
+    folder = as_path("a folder of images", folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
     known = tuple(itertools.chain(*SUFFIXES.values()))

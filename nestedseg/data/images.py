@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nestedseg.base.errors import as_path
 from nestedseg.base.extras import require
 from nestedseg.data.files import Pair
 
@@ -46,7 +47,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     cv2 = require("cv2")
     try:
-        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
+        data = np.frombuffer(as_path("an image", path).read_bytes(), np.uint8)
     except OSError as error:
         raise ValueError(f"cannot read the image {path}: {error.strerror}") from error
     # OpenCV refuses an empty buffer, and answers a damaged one with no page.
@@ -78,6 +79,7 @@ def read_label(path: str | Path) -> np.ndarray:
             numbers.
     """
     pillow = require("PIL.Image")
+    path = as_path("a label", path)
     with decoding(f"the label {path}"), pillow.open(path) as image:
         pages, label = getattr(image, "n_frames", 1), np.asarray(image)
     if pages != 1:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import timm
 
-from nestedseg.base.errors import show
+from nestedseg.base.errors import show, text
 from nestedseg.decoder.layers import Level, Style
 from nestedseg.encoders import plain, timm_encoder
 from nestedseg.encoders.contract import Encoder
@@ -30,7 +30,9 @@ def list_encoders(pattern: str = "*", pretrained: bool = False) -> list[str]:
         pattern: a shell-style pattern, like ``"*vit*"``.
         pretrained: only those with pretrained weights, as ``"name.tag"``.
     """
-    names = timm.list_models(pattern, pretrained=pretrained)
+    if not isinstance(pretrained, bool):
+        raise TypeError(f"pretrained must be True or False, got {show(pretrained)}")
+    names = timm.list_models(text("pattern", pattern), pretrained=pretrained)
     return ["plain", *names] if fnmatch.fnmatch("plain", pattern) and not pretrained else names
 
 

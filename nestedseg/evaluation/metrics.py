@@ -5,7 +5,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from nestedseg.base.errors import choose
+from nestedseg.base.errors import choose, number, whole
 from nestedseg.models.targets import (
     TASKS,
     Task,
@@ -14,6 +14,7 @@ from nestedseg.models.targets import (
     class_planes,
     one_hot,
 )
+from nestedseg.topology.graph import MAX_CHANNELS
 
 __all__ = ["Score", "SegmentationScores"]
 
@@ -66,8 +67,8 @@ class SegmentationScores:
 
     def __init__(self, task: Task = "binary", classes: int = 1, threshold: float = 0.5) -> None:
         self.task = choose("task", task, TASKS)
-        self.classes = check_classes(self.task, classes)
-        if not 0 < threshold < 1:
+        self.classes = check_classes(self.task, whole("classes", classes, 0, MAX_CHANNELS))
+        if not 0 < number("threshold", threshold) < 1:
             raise ValueError(f"threshold is a probability between 0 and 1, not {threshold}")
         self.threshold = threshold
         self.reset()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nestedseg.base.errors import text, wholes
+from nestedseg.base.errors import text, whole, wholes
 from nestedseg.encoders import Options, describe_encoder
 from nestedseg.models.config import Config
 from nestedseg.models.model import SegmentationModel
@@ -112,6 +112,7 @@ def create(
         GraphError: a malformed topology.
         OSError: encoder weights that cannot be fetched or read.
     """
+    whole("classes", classes, 1, MAX_CHANNELS)
     sequences: dict[str, Any] = {  # which `Options` makes tuples of
         "encoder_channels": encoder_channels if text("encoder", encoder) == "plain" else None,
         "image_size": image_size, "stem": stem, "encoder_taps": encoder_taps,

@@ -100,7 +100,7 @@ def resolve(spec: str | Path | Mapping[str, Any] | Graph, depth: int | None, def
     ``depth`` is that of a named topology (default: ``default_depth``); a graph, or its dict or
     file, says its own, and is pruned to ``depth`` where that is given.
     """
-    if deep_supervision not in (True, False, None):
+    if not isinstance(deep_supervision, (bool, type(None))):
         raise ValueError("deep_supervision must be True, False or None, "
                          f"got {show(deep_supervision)}")
     if default_depth < 1:

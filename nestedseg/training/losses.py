@@ -3,14 +3,14 @@
 import math
 import operator
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nestedseg.base.errors import choose
+from nestedseg.base.errors import choose, number, show
 from nestedseg.models.targets import TASKS, Task, check_tensors, class_planes
 
 __all__ = ["DeepSupervision", "HybridLoss", "PaperHybridLoss"]
@@ -172,7 +172,9 @@ def _soft_dice_loss(p: Tensor, y: Tensor) -> Tensor:
 
 
 def _check_weights(weights: Sequence[float]) -> tuple[float, ...]:
-    weights = tuple(float(weight) for weight in weights)
+    if not isinstance(weights, Iterable) or isinstance(weights, (str, bytes, Mapping)):
+        raise TypeError(f"weights must be a sequence of numbers, got {show(weights)}")
+    weights = tuple(float(number("each of the weights", weight)) for weight in weights)
     refused = [weight for weight in weights if not (math.isfinite(weight) and weight >= 0)]
     if refused:
         raise ValueError(f"weights are finite numbers from 0 up; {refused} in {list(weights)}")
