@@ -3,15 +3,18 @@
 import errno
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 
 import nestedseg
+from nestedseg.cli import main
 from nestedseg.training import checkpoint
 from nestedseg.training.checkpoint import read_checkpoint, write_checkpoint
 from nestedseg.training.history import Epoch
 
+EARLIER = Path(__file__).parents[1] / "hub" / "earlier"
 CPU = torch.device("cpu")
 
 
@@ -75,6 +78,16 @@ def test_what_cannot_be_resumed_is_named_with_the_cure(path, damage):
                        ) as error:
         read_checkpoint(path, CPU).restore(*parts(), None)
     assert error.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "a text", "a list", "no optimizer"])
+def test_the_command_line_says_so_in_one_line(tmp_path, damage, capsys):
+    run = shutil.copytree(EARLIER / "run", tmp_path / "run")
+    DAMAGES[damage](run / "checkpoint.pt")
+    assert main(["train", "--images", str(run / "images"), "--labels", str(run / "labels"),
+                 "--binary", "--widths", "4", "6", "8", "--out", str(run), "--resume"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("nestedseg: error: cannot resume from ") and "checkpoint.pt" in error
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"),
