@@ -45,7 +45,7 @@ def read_state(source: Mapping[str, Any] | str | Path) -> State:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"{str(path)!r} holds more than tensors, or is damaged; it is not "
-                         f"unpickled: {show(str(error))}") from None
+                         f"unpickled: {show(str(error))}") from error
     return check_state(state, repr(str(path)))
 
 

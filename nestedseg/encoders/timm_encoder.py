@@ -221,7 +221,7 @@ def check_file(path: Path) -> Path:
             return path
     except SafetensorError as error:
         raise ValueError(f"encoder_weights: {str(path)!r} is no safetensors file: "
-                         f"{error}") from None
+                         f"{error}") from error
 
 
 def timm_preprocessing(options: Options, size: tuple[int, ...] | None) -> dict[str, Any]:

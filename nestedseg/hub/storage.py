@@ -159,7 +159,7 @@ def parse_json(text: bytes) -> dict[str, Any]:
     try:
         data = json.loads(text.decode("utf-8"), object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"no valid JSON: {error}") from None
+        raise ValueError(f"no valid JSON: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"expected a JSON object, got {type(data).__name__}")
     return data
@@ -206,4 +206,4 @@ def _damage() -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise ValueError(f"damaged or no safetensors file: {error}") from None
+        raise ValueError(f"damaged or no safetensors file: {error}") from error
