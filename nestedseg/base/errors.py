@@ -6,6 +6,9 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
+from os import PathLike
+from pathlib import Path
 from typing import Any, TypeVar
 
 LISTED = 12  # names that a message lists; of a longer list only the nearest few are shown
@@ -45,9 +48,42 @@ def choose(kind: str, name: object, allowed: Iterable[Name]) -> Name:
         ValueError: it is not; the message lists the allowed names, with the nearest match.
     """
     allowed = list(allowed)
-    if name not in allowed:
+    if not isinstance(name, str) or name not in allowed:  # an array has no truth value
         raise ValueError(f"unknown {kind} {show(name)}; {nearest(name, allowed)}")
     return allowed[allowed.index(name)]
+
+
+def text(name: str, value: Any) -> str:
+    """``value``, if it is a text.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a text, got {show(value)}")
+    return value
+
+
+def as_path(name: str, value: Any) -> Path:
+    """``value`` as a path, if it is one.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    if not isinstance(value, (str, PathLike)):
+        raise TypeError(f"{name} must be a path, got {show(value)}")
+    return Path(value)
+
+
+def number(name: str, value: Any) -> Any:
+    """``value``, if it is a number.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {show(value)}")
+    return value
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:

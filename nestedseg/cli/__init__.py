@@ -33,13 +33,14 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status.
 
-    It is 0 on success, 2 for an error in the user's input (with ``--traceback`` the error is raised
-    instead), 130 after Ctrl-C, and 141 if the reader of a pipe has gone.
+    It is 0 on success, 1 if a part of the work failed, 2 for an error in the user's input (with
+    ``--traceback`` the error is raised instead), 130 after Ctrl-C, and 141 if the reader of a pipe
+    has gone.
     """
     args = build_parser().parse_args(argv)
     try:
         import_modules(args.modules + args.more_modules)
-        args.run(args)
+        return args.run(args) or 0
     except BrokenPipeError:  # as in `nestedseg list encoders | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -53,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.run is train.train else ""
         print(f"\nnestedseg: stopped{hint}", file=sys.stderr)
         return 130
-    return 0
 
 
 def import_modules(names: Sequence[str]) -> None:
@@ -80,7 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_general_options(parser, "modules", traceback=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+    def command(name: str,
+                run: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
         text = run.__doc__ or ""
         added = commands.add_parser(name, help=text[0].lower() + text[1:].rstrip("."),
                                     description=text)

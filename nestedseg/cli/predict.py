@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +18,11 @@ from nestedseg.data import list_images, new_mask, open_volume, read_image, spati
 from nestedseg.data.files import split_name
 from nestedseg.evaluation.visualise_masks import paint_classes, paint_instances, to_rgb
 from nestedseg.evaluation.visualise_volumes import Case, draw_slices
+from nestedseg.hub.storage import drafted, writing
 from nestedseg.instances.prediction import SCORE, check_finds_instances, predict_instances
 from nestedseg.models.model import SegmentationModel
 from nestedseg.prediction import predict_image, predict_volume, to_mask
-from nestedseg.prediction.sliding_window import OVERLAP, WINDOW
+from nestedseg.prediction.sliding_window import OVERLAP, WINDOW, window_sides
 
 if TYPE_CHECKING:
     from nestedseg.instances.detectors import Detector
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 MAX_INSTANCES = 65_535  # that a 16-bit map can number
 
 
-def predict(args: argparse.Namespace) -> None:
+def predict(args: argparse.Namespace) -> int:
     """Write a mask, or an instance map, and an overlay for each image."""
     paths = list_images(args.images) if args.images.is_dir() else [args.images]
     model = nestedseg.from_pretrained(args.model, args.depth).to(device())
@@ -36,12 +38,31 @@ def predict(args: argparse.Namespace) -> None:
     if dims != wanted:
         raise ValueError(f"{paths[0]} has {dims} spatial axes, but the model takes {wanted}")
     kind, write = _choose_output(args, model, dims)
+    # a wrong option is no fault of the images
+    window_sides(one_or_all(args.window), args.overlap, (1,) * dims)
     results, overlays = args.out / kind, args.out / "overlays"
     for folder in (results, overlays):
         folder.mkdir(parents=True, exist_ok=True)
+    failures: list[ValueError] = []
     for path in require("tqdm").tqdm(paths, unit="image", disable=None):
-        write(args, model, path, results, overlays)
-    print(f"{len(paths)} images: {kind} are in {results}, overlays in {overlays}")
+        try:
+            write(args, model, path, results, overlays)
+        except ValueError as error:  # the image's fault: the others may be good
+            if not args.images.is_dir():
+                raise
+            failures.append(error)
+    print(f"{len(paths) - len(failures)} images: {kind} are in {results}, overlays in {overlays}")
+    return _list_failures(failures, len(paths))
+
+
+def _list_failures(failures: Sequence[ValueError], count: int) -> int:
+    """Prints why some of so many images have no result; the exit status."""
+    if not failures:
+        return 0
+    lines = [f"nestedseg: {len(failures)} of {count} images failed:",
+             *(" ".join(str(error).split()) for error in failures)]
+    print("\n  ".join(lines), file=sys.stderr)
+    return 1
 
 
 def _choose_output(args: argparse.Namespace, model: SegmentationModel | Detector,
@@ -78,7 +99,8 @@ def _predict_volume(args: argparse.Namespace, model: SegmentationModel, path: Pa
             mask[planes] = to_mask(scores, model.task)
             progress.update(planes.stop - planes.start)
         case = Case(path.name, volume, {"prediction": mask})
-        draw_slices([case], overlays / f"{split_name(path)[0]}.png")
+        with _complete(overlays / f"{split_name(path)[0]}.png") as draft:
+            draw_slices([case], draft)
 
 
 def _predict_instances(args: argparse.Namespace, model: SegmentationModel | Detector, path: Path,
@@ -104,7 +126,15 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    require("PIL.Image").fromarray(pixels).save(path)
+    with _complete(path) as draft:
+        require("PIL.Image").fromarray(pixels).save(draft)
+
+
+@contextmanager
+def _complete(path: Path) -> Iterator[Path]:
+    """Where to write a picture that is there whole or not at all."""
+    with writing(str(path), "No part of it is there"), drafted(path) as draft:
+        yield draft
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nestedseg.base.errors import blamed, show
+from nestedseg.base.errors import as_path, blamed, show
 from nestedseg.convert.smp_encoders import match, pair_encoder
 from nestedseg.convert.smp_graph import smp_to_config
-from nestedseg.convert.smp_options import ARCHITECTURES, SmpConfig
+from nestedseg.convert.smp_options import SmpConfig, check_architecture
 from nestedseg.convert.weights import (
     State,
     check_source_shapes,
@@ -73,7 +73,7 @@ def from_smp(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
     if isinstance(source, nn.Module):
         state = check_state(source.state_dict(), "the model")
         return convert_smp(live_config(source, config), state, "the model", task)
-    if isinstance(source, Mapping) or Path(source).is_file():
+    if isinstance(source, Mapping) or as_path("source", source).is_file():
         if config is None:
             raise TypeError("a state dict does not say which model it belongs to: also give config="
                             "{'_model_class': 'Unet', 'encoder_name': ..., ...}")
@@ -163,10 +163,7 @@ def live_config(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str,
     Raises:
         ValueError: a layer has no counterpart here; the message names it.
     """
-    name = type(model).__name__
-    if name not in ARCHITECTURES:
-        raise refuse(name, f"only {' and '.join(ARCHITECTURES)} of segmentation_models.pytorch "
-                           "can be converted")
+    name = check_architecture(type(model).__name__)
     config = getattr(model, "config", None) if config is None else config
     if not isinstance(config, Mapping):
         raise ValueError(f"this {name} has no record of the arguments that it was created with; "

@@ -59,14 +59,11 @@ class SmpConfig:
         """
         if not isinstance(config, Mapping):
             raise TypeError(f"config must be an object, got {type(config).__name__}")
+        architecture = check_architecture(config.get("_model_class"))
         for key in config:
             if key not in KEYS:
                 raise ValueError(f"unknown argument {show(key)} of a segmentation_models.pytorch "
                                  f"model; {nearest(key, KEYS)}")
-        architecture = config.get("_model_class")
-        if architecture not in ARCHITECTURES:
-            raise ValueError(f"segmentation_models.pytorch's {show(architecture)} (_model_class) "
-                             f"has no counterpart; {nearest(architecture, ARCHITECTURES)}")
         if config.get("aux_params") is not None:
             raise refuse("classification_head", "nestedseg models have no classification head; "
                          "create the model with aux_params=None, and load its weights without it")
@@ -91,6 +88,18 @@ class SmpConfig:
             whole("in_channels", config.get("in_channels", 3), 1, MAX_CHANNELS),
             whole("classes", config.get("classes", 1), 1, MAX_CHANNELS), activation,
             _size(config.get("img_size")))
+
+
+def check_architecture(name: Any) -> str:
+    """The class of a model, checked before its arguments, which are those of the class.
+
+    Raises:
+        ValueError: it has no counterpart.
+    """
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise ValueError(f"segmentation_models.pytorch's {show(name)} (_model_class) has no "
+                         f"counterpart; {nearest(name, ARCHITECTURES)}")
+    return name
 
 
 def parse_norm(config: Mapping[str, Any]) -> Choice | None:

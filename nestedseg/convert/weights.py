@@ -45,7 +45,7 @@ def read_state(source: Mapping[str, Any] | str | Path) -> State:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"{str(path)!r} was not unpickled, because it contains more than tensors, "
-                         f"or is damaged: {show(str(error))}; save model.state_dict()") from None
+                         f"or is damaged: {show(str(error))}; save model.state_dict()") from error
     return check_state(state, repr(str(path)))
 
 

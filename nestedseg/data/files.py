@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nestedseg.base.errors import as_path
+
 SUFFIXES = {2: (".png", ".jpg", ".jpeg", ".tif", ".tiff"), 3: (".nii.gz", ".nii", ".npy")}
 
 
@@ -66,7 +68,7 @@ def list_images(folder: str | Path) -> list[Path]:
             two files whose names differ only in the suffix: labels are found, and results
             written, by the name without suffix.
     """
-    folder = Path(folder)
+    folder = as_path("a folder of images", folder)
     if not folder.is_dir():
         raise ValueError(f"not a directory: {folder}")
     known = tuple(itertools.chain(*SUFFIXES.values()))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from nestedseg.base.errors import as_path
 from nestedseg.base.extras import require
 from nestedseg.data.files import Pair
 
@@ -46,13 +48,14 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     cv2 = require("cv2")
     try:
-        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
+        data = np.frombuffer(as_path("an image", path).read_bytes(), np.uint8)
     except OSError as error:
         raise ValueError(f"cannot read the image {path}: {error.strerror}") from error
     # OpenCV raises an error of its own for an empty buffer, and returns no page for a damaged one.
     pages: Sequence[np.ndarray] = ()
     if data.size:
-        pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1]
+        with decoding(f"the image {path}"):
+            pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1]
     if len(pages) != 1:
         what = _stack(len(pages)) if pages else "it is damaged, or not PNG, JPEG or TIFF"
         raise ValueError(f"cannot read the image {path}: {what}")
@@ -77,18 +80,39 @@ def read_label(path: str | Path) -> np.ndarray:
             fractions instead of whole numbers.
     """
     pillow = require("PIL.Image")
-    try:
-        with pillow.open(path) as image:
-            pages, label = getattr(image, "n_frames", 1), np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises each for a damaged file
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot read the label {path}: {reason}") from error
+    path = as_path("a label", path)
+    with decoding(f"the label {path}"), pillow.open(path) as image:
+        pages, label = getattr(image, "n_frames", 1), np.asarray(image)
     if pages != 1:
         raise ValueError(f"cannot read the label {path}: {_stack(pages)}")
     if label.ndim != 2 or label.dtype.kind == "f":
         raise ValueError(f"the label {path} has colours or fractions (Pillow mode "
                          f"{image.mode!r}); expected one whole number per pixel")
     return label.astype(np.uint8) if label.dtype == bool else label
+
+
+@contextmanager
+def decoding(what: str) -> Iterator[None]:
+    """Names the file, and what can be done, whatever a decoder makes of it.
+
+    Only calls of the decoder belong within it: an error of our own is none of the file's.
+
+    Raises:
+        ValueError: in the place of any error within it.
+    """
+    try:
+        yield
+    except Exception as error:  # Pillow and OpenCV raise many kinds, for damage and for size
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        if _is_size(error):
+            reason = f"it has too many pixels; cut it into smaller pictures ({reason})"
+        raise ValueError(f"cannot read {what}: {reason}") from error
+
+
+def _is_size(error: Exception) -> bool:
+    """Whether a decoder refuses a picture for its number of pixels."""
+    return (isinstance(error, MemoryError) or type(error).__name__ == "DecompressionBombError"
+            or "CV_IO_MAX_IMAGE" in str(error))
 
 
 def _stack(pages: int) -> str:

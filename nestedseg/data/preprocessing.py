@@ -65,6 +65,10 @@ def preprocess(image: np.ndarray, model: Preprocessed, moments: Moments | None =
         >>> x[0, :, 0, 0]  # white, less ImageNet's mean, over its standard deviation
         tensor([2.2489, 2.4286, 2.6400])
     """
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"expected an image as an array of numpy, got {type(image).__name__}")
+    if not hasattr(model, "preprocessing"):
+        raise TypeError(f"expected a model with its preprocessing, got {type(model).__name__}")
     dims, channels = model.config.get("dims", 2), len(model.preprocessing["mean"])
     image = image[..., None] if image.ndim == dims else image
     if image.ndim != dims + 1 or image.shape[-1] not in (1, channels):

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from nestedseg.base.errors import as_path
 from nestedseg.base.extras import require
 from nestedseg.data.files import Pair, split_name
 
@@ -115,7 +116,7 @@ def open_volume(path: str | Path) -> Volume:
     Raises:
         ValueError: the file is missing or damaged, or does not contain a volume.
     """
-    path = Path(path)
+    path = as_path("a volume", path)
     try:
         volume = _open_array(path) if split_name(path)[1].lower() == ".npy" else _open_nifti(path)
     except ImportError:

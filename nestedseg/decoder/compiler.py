@@ -14,7 +14,7 @@ from nestedseg.decoder.blocks import BLOCKS
 from nestedseg.decoder.kernels import preferred_layout
 from nestedseg.decoder.layers import Level, Style, make_head
 from nestedseg.decoder.nodes import NodeModule
-from nestedseg.topology.graph import Graph, GraphError, is_encoder, position
+from nestedseg.topology.graph import Graph, GraphError, Node, is_encoder, position
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Decoder(nn.Module):
     @property
     def executions(self) -> dict[str, str]:
         """How each node is computed now; see `nestedseg.execution`."""
-        return {name: self.node(name).runs() for name in self.graph.nodes}
+        return {name: runs(self.node(name)) for name in self.graph.nodes}
 
     def node(self, name: str) -> Any:
         """The module of a node: a `NodeModule`, or the `FusedNode` that `fuse` replaces it by."""
@@ -92,6 +92,11 @@ class Decoder(nn.Module):
         super().__setstate__(state | {"_programs": {}})
         for depths in state["_programs"]:
             self.program(depths)
+
+
+def runs(node: Any) -> str:
+    """How a node is computed now, be it one of a user's."""
+    return node.runs() if hasattr(node, "runs") else f"reference: it is a {type(node).__name__}"
 
 
 def head_name(node: str) -> str:
@@ -141,19 +146,33 @@ def build_decoder(graph: Graph, encoder_levels: Sequence[Level], classes: int | 
         head_kernel: side of the heads' convolutions, odd.
 
     Raises:
-        GraphError: an encoder level or a width is missing, or a block is unknown.
+        GraphError: an encoder level or a width is missing, a block is unknown, or a block cannot be
+            made with its channels.
     """
     shapes = infer_levels(graph, encoder_levels, channels)
     modules: dict[str, nn.Module] = {}
     for node in graph.nodes.values():
-        inputs = {name: shapes[name] for name in node.inputs}
-        modules[node.name] = NodeModule(inputs, shapes[node.name], node.fuse, node.block or block,
-                                        style, node.up_channels)
+        modules[node.name] = make_node(graph, node, shapes, style, node.block or block)
     for head in graph.heads:
         modules[head_name(head)] = (
             nn.Identity() if classes is None else
             make_head(shapes[head].channels, classes, style.dims, head_kernel))
     return Decoder(graph, modules, {name: shapes[name].stride for name in graph.nodes})
+
+
+def make_node(graph: Graph, node: Node, shapes: Mapping[str, Level], style: Style,
+              block: str) -> NodeModule:
+    """The module of a node.
+
+    Raises:
+        GraphError: its block refuses the channels that it is to take and give.
+    """
+    inputs = {name: shapes[name] for name in node.inputs}
+    try:
+        return NodeModule(inputs, shapes[node.name], node.fuse, block, style, node.up_channels)
+    except Exception as error:  # a block may be a user's, and refuses in its own way
+        raise GraphError(f"topology {graph.name!r}, node {node.name!r}: its block {block!r} cannot "
+                         f"be made: {error}") from error
 
 
 def infer_levels(graph: Graph, encoder_levels: Sequence[Level],

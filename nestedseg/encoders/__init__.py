@@ -11,6 +11,7 @@ from pathlib import Path
 
 import timm
 
+from nestedseg.base.errors import show, text
 from nestedseg.decoder.layers import Level, Style
 from nestedseg.encoders import plain, timm_encoder
 from nestedseg.encoders.contract import Encoder
@@ -29,7 +30,9 @@ def list_encoders(pattern: str = "*", pretrained: bool = False) -> list[str]:
         pattern: a shell-style pattern, like ``"*vit*"``.
         pretrained: list only pretrained weights, as ``"name.tag"``.
     """
-    names = timm.list_models(pattern, pretrained=pretrained)
+    if not isinstance(pretrained, bool):
+        raise TypeError(f"pretrained must be True or False, got {show(pretrained)}")
+    names = timm.list_models(text("pattern", pattern), pretrained=pretrained)
     return ["plain", *names] if fnmatch.fnmatch("plain", pattern) and not pretrained else names
 
 
@@ -69,6 +72,9 @@ def build_encoder(options: Options, style: Style, weights: str | Path | bool | N
         ValueError: an unknown name, or weights for the plain encoder, which has none.
         OSError: the weights cannot be fetched or read.
     """
+    if not isinstance(weights, (str, Path, bool, type(None))):  # an array has no truth value
+        raise ValueError("encoder_weights must be None, 'imagenet' or the path of a .safetensors "
+                         f"file, got {show(weights)}")
     levels, body = describe_encoder(options).levels, describe_body(options)
     added = len(levels) - len(body.levels)
     encoder: Encoder

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from nestedseg.base.errors import show, whole, wholes
+from nestedseg.base.errors import show, text, whole, wholes
 from nestedseg.decoder.layers import Level
 from nestedseg.topology.graph import MAX_CHANNELS
 
@@ -37,6 +37,7 @@ class Options:
     depth_strides: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        text("encoder", self.encoder)
         whole("in_channels", self.in_channels, 1, MAX_CHANNELS)
         whole("dims", self.dims, 2, 3)
         if type(self.stem) is int:
@@ -47,7 +48,7 @@ class Options:
             value = getattr(self, name)
             needed = name == "encoder_channels" and self.encoder == "plain"
             if name == "encoder_taps" and are_names(value):
-                object.__setattr__(self, name, tuple(value))
+                object.__setattr__(self, name, different(name, value))
             elif (value is not None or needed) and not (name == "stem" and isinstance(value, int)):
                 object.__setattr__(self, name, wholes(name, value, low, high))
         if self.image_size is not None and len(self.image_size) != self.dims:
@@ -86,6 +87,18 @@ def are_names(taps: Any) -> TypeGuard[Sequence[str]]:
     """Whether the taps are names of modules, not indices, and neither too many nor too long."""
     return (isinstance(taps, (list, tuple)) and 1 <= len(taps) <= MAX_TAPS
             and all(isinstance(tap, str) and len(tap) <= MAX_NAME for tap in taps))
+
+
+def different(name: str, values: Sequence[str]) -> tuple[str, ...]:
+    """``values`` as a tuple, if none of them is there twice.
+
+    Raises:
+        ValueError: naming the one that is.
+    """
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{name} has {value!r} {values.count(value)} times; give it once")
+    return tuple(values)
 
 
 @dataclass(frozen=True)

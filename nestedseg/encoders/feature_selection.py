@@ -67,6 +67,8 @@ def select_features(features: Sequence[Feature], taps: Sequence[int | str] | Non
     if channels is not None:
         raise ValueError("pyramid_channels is for encoders whose features all have one stride; "
                          f"this one's have {[f.nominal for f in features]}")
+    if chosen is not None:
+        check_own_strides(chosen, [features[tap] for tap in chosen])
     indices = sorted(chosen) if chosen is not None else range(len(features))
     deepest = {features[index].nominal: index for index in indices}
     return tuple(Tap(index, features[index], features[index].channels, stride, False)
@@ -79,12 +81,21 @@ def select_named(features: Mapping[str, Feature]) -> tuple[Tap, ...]:
     Raises:
         ValueError: two of them have one stride.
     """
-    strides = [feature.nominal for feature in features.values()]
-    if len(set(strides)) < len(strides):
-        raise ValueError(f"encoder_taps {list(features)} have the strides {strides}; each level "
-                         "needs its own")
+    check_own_strides([*features], [*features.values()])
     return tuple(Tap(name, feature, feature.channels, feature.nominal, False)
                  for name, feature in sorted(features.items(), key=lambda item: item[1].nominal))
+
+
+def check_own_strides(taps: Sequence[int | str], features: Sequence[Feature]) -> None:
+    """Refuses taps two of which would be one level.
+
+    Raises:
+        ValueError: naming the taps and their strides.
+    """
+    strides = [feature.nominal for feature in features]
+    if len(set(strides)) < len(strides):
+        raise ValueError(f"encoder_taps {list(taps)} have the strides {strides}; each level needs "
+                         "its own")
 
 
 def _simple_pyramid(features: Sequence[Feature], taps: Sequence[int] | None,

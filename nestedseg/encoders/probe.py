@@ -103,7 +103,7 @@ def probe_named(name: str, found: Probe, taps: tuple[str, ...]) -> tuple[Feature
         return _features(prober.run(size, taps, **arguments))
     except DoesNotRun as error:
         raise ValueError(f"modules {list(taps)} of encoder {name!r} give no feature maps: "
-                         f"{error}") from None
+                         f"{error}") from error
 
 
 @lru_cache(maxsize=1)  # a model is often asked for again at once, for other sizes or channels

@@ -31,6 +31,7 @@ from nestedseg.encoders.probe import Probe, probe, probe_named
 from nestedseg.encoders.timm_model import forward_taps, listen, pretrained_cfg
 from nestedseg.encoders.to_3d.plan import depth_stride, plan
 from nestedseg.encoders.unused import remove_unused
+from nestedseg.encoders.weights import source_of
 
 log = logging.getLogger(__name__)
 
@@ -201,14 +202,14 @@ def load_model(name: str, weights: str | Path | bool | None,
     if not weights:
         return timm.create_model(name, **arguments)
     if weights is True or weights in ("pretrained", "imagenet"):
-        source: dict[str, Any] = {}
+        file = None
     elif str(weights).endswith(".safetensors"):
-        file = str(check_file(Path(weights)))
-        source = {"pretrained_cfg_overlay": {"file": file, "custom_load": False}}
+        file = check_file(Path(weights))
     else:
         raise ValueError("encoder_weights must be None, 'pretrained' (or 'imagenet', which means "
                          f"the same) or the path of a .safetensors file, got {show(weights)}")
     try:
+        source = {} if file is None else source_of(file, name, arguments)
         model = timm.create_model(name, pretrained=True, **arguments, **source)
     except Exception as error:  # timm, the Hub's client and its transport raise many kinds
         raise OSError(f"the weights {str(weights)!r} of encoder {name!r} could not be loaded: "
@@ -232,7 +233,7 @@ def check_file(path: Path) -> Path:
             return path
     except SafetensorError as error:
         raise ValueError(f"encoder_weights: not a safetensors file: {str(path)!r} "
-                         f"({error})") from None
+                         f"({error})") from error
 
 
 def timm_preprocessing(options: Options, size: tuple[int, ...] | None) -> dict[str, Any]:

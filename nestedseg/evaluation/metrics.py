@@ -5,8 +5,16 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from nestedseg.base.errors import choose
-from nestedseg.models.targets import TASKS, Task, check_classes, class_planes, one_hot
+from nestedseg.base.errors import choose, number, whole
+from nestedseg.models.targets import (
+    TASKS,
+    Task,
+    check_classes,
+    check_tensors,
+    class_planes,
+    one_hot,
+)
+from nestedseg.topology.graph import MAX_CHANNELS
 
 __all__ = ["Score", "SegmentationScores"]
 
@@ -63,8 +71,8 @@ class SegmentationScores:
 
     def __init__(self, task: Task = "binary", classes: int = 1, threshold: float = 0.5) -> None:
         self.task = choose("task", task, TASKS)
-        self.classes = check_classes(self.task, classes)
-        if not 0 < threshold < 1:
+        self.classes = check_classes(self.task, whole("classes", classes, 0, MAX_CHANNELS))
+        if not 0 < number("threshold", threshold) < 1:
             raise ValueError(f"threshold must be a probability between 0 and 1, got {threshold}")
         self.threshold = threshold
         self.reset()
@@ -84,8 +92,10 @@ class SegmentationScores:
                 "multilabel": (N, classes, *spatial), of 0 and 1.
 
         Raises:
+            TypeError: the arguments are not tensors, but for example the tuple of a model's heads.
             ValueError: the logits have another number of classes, or the target does not fit.
         """
+        check_tensors(logits, target)
         truth = _hard(class_planes(self.task, logits, target))
         if truth.shape[1] != self.classes:
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import huggingface_hub
 
+from nestedseg.base.errors import as_path
 from nestedseg.hub import checkpoint, publish
 from nestedseg.hub.contract import Saved
 
@@ -25,7 +26,7 @@ class HubModel(Saved):
         Args:
             directory: the folder; it is made if it does not exist.
         """
-        checkpoint.save(Path(directory), self.config, self)
+        checkpoint.save(as_path("directory", directory), self.config, self)
 
     def push_to_hub(
         self,

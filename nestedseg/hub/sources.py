@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nestedseg.base.errors import show
+from nestedseg.base.errors import as_path, show
 from nestedseg.hub import storage
 from nestedseg.hub.checkpoint import Source
 from nestedseg.hub.client import Repo, is_repo_id
@@ -17,8 +17,9 @@ def open_source(name: str | Path, **options: Any) -> Source:
     Raises:
         FileNotFoundError: ``name`` is neither.
     """
-    if name != "" and Path(name).is_dir():
-        return Folder(Path(name))
+    folder = as_path("a model's folder or repo", name)
+    if name != "" and folder.is_dir():
+        return Folder(folder)
     if isinstance(name, str) and is_repo_id(name):
         return Repo(name, **options)
     raise FileNotFoundError(f"{show(str(name))} is neither a folder nor the id of a repo on the "

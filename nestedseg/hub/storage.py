@@ -49,21 +49,46 @@ def replace_files(directory: Path, writers: Mapping[str, Writer]) -> None:
     for leftover in directory.glob(f"{_SAVING}.*"):
         shutil.rmtree(leftover)  # of a save that was killed
     pending = directory / f"{_SAVING}.{os.getpid()}"
-    pending.mkdir()
     try:
-        for name, write in writers.items():
-            path = pending / name
-            path.touch()
-            mode = path.stat().st_mode  # safetensors makes files that only their owner can read
-            write(path)
-            path.chmod(mode)
-            _to_disk(path)
-        _to_disk(pending)
-        os.rename(pending, directory / _COMMITTED)
+        with writing(f"the model in {directory}", "What was in the folder before is unchanged"):
+            pending.mkdir()
+            for name, write in writers.items():
+                _write(pending / name, write)
+            _to_disk(pending)
+            os.rename(pending, directory / _COMMITTED)
     except BaseException:
         shutil.rmtree(pending, ignore_errors=True)
         raise
     finish(directory)
+
+
+def _write(path: Path, write: Writer) -> None:
+    path.touch()
+    mode = path.stat().st_mode  # safetensors makes files that only their owner can read
+    write(path)
+    path.chmod(mode)
+    _to_disk(path)
+
+
+@contextmanager
+def writing(what: str, state: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Says what could not be written, and why, where a disk is full or may not be written to.
+
+    Args:
+        what: is written, and where.
+        state: what the failure has left, in a sentence.
+        kinds: of errors that a writer raises for a disk, besides an `OSError`.
+
+    Raises:
+        OSError: in the place of any of them.
+    """
+    expected: tuple[type[Exception], ...] = (OSError, SafetensorError, *kinds)
+    try:
+        yield
+    except expected as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot write {what}: {reason}. {state}; free some space, or write to "
+                      "another place") from error
 
 
 @contextmanager
@@ -139,7 +164,7 @@ def parse_json(text: bytes) -> dict[str, Any]:
     try:
         data = json.loads(text.decode("utf-8"), object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not valid JSON: {error}") from None
+        raise ValueError(f"not valid JSON: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"expected a JSON object, got {type(data).__name__}")
     return data
@@ -186,4 +211,4 @@ def _damage() -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise ValueError(f"damaged, or not a safetensors file: {error}") from None
+        raise ValueError(f"damaged, or not a safetensors file: {error}") from error

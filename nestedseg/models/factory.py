@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nestedseg.base.errors import wholes
+from nestedseg.base.errors import text, whole, wholes
 from nestedseg.encoders import Options, describe_encoder
 from nestedseg.models.config import Config
 from nestedseg.models.model import SegmentationModel
@@ -129,8 +129,9 @@ def create(
         >>> [tuple(logits.shape) for logits in model(torch.rand(2, 3, 64, 64))]
         [(2, 1, 64, 64), (2, 1, 64, 64), (2, 1, 64, 64), (2, 1, 64, 64)]
     """
+    whole("classes", classes, 1, MAX_CHANNELS)
     sequences: dict[str, Any] = {  # `Options` makes tuples of them
-        "encoder_channels": encoder_channels if encoder == "plain" else None,
+        "encoder_channels": encoder_channels if text("encoder", encoder) == "plain" else None,
         "image_size": image_size, "stem": stem, "encoder_taps": encoder_taps,
         "pyramid_channels": pyramid_channels, "strides": strides, "depth_strides": depth_strides}
     options = Options(encoder, in_channels, dims, **sequences)

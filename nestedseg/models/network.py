@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from nestedseg.decoder.compiler import Decoder, build_decoder
 from nestedseg.decoder.fuse import fold_batch_norms, fuse_decoder
@@ -203,7 +204,9 @@ class Network(nn.Module):
     def _logits(self, x: Tensor, depths: tuple[int, ...]) -> tuple[Tensor, ...]:
         self._check_input(x)
         size = x.shape[2:]
-        logits = self.decoder(self.encoder(self._pad(x)), depths)
+        single = self.training and self._single_value(x)
+        with self._explaining_single_values(x) if single else nullcontext():
+            logits = self.decoder(self.encoder(self._pad(x)), depths)
         strides = [self.decoder.strides[self._config.graph.head(depth)] for depth in depths]
         return layout_of(x, (crop(y, size) for y in resize_all(logits, strides)))
 
@@ -230,11 +233,6 @@ class Network(nn.Module):
                 f"encoder {config.encoder!r} is built for images of {config.image_size}, got "
                 f"{given[2:]}: create the model with image_size=({height}, {width}), or resize the "
                 "images")
-        if self.training and self._has_batch_norm() and self._single_value(x):
-            raise ValueError(
-                f"training with batch normalisation on an input of shape {given}: the deepest "
-                "feature has one value per channel, which has no variance. Use a batch of two or "
-                f"more, an image larger than {self._deepest_stride}, or norm='group'")
 
     @property
     def _deepest_stride(self) -> tuple[int, ...]:
@@ -244,9 +242,26 @@ class Network(nn.Module):
     def _single_value(self, x: Tensor) -> bool:
         return x.shape[0] == 1 and all(n <= m for n, m in zip(x.shape[2:], self._deepest_stride))
 
-    def _has_batch_norm(self) -> bool:
-        return any(isinstance(module, _BatchNorm) and module.training
-                   for module in self.modules())
+    @contextmanager
+    def _explaining_single_values(self, x: Tensor) -> Iterator[None]:
+        """Says what can be done where a batch norm refuses one value per channel.
+
+        torch knows which norm sees one, and in which mode it is. The running statistics of those
+        before it are brought back.
+        """
+        before = [(buffer, buffer.clone()) for buffer in self.buffers()]
+        try:
+            yield
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            for buffer, value in before:
+                buffer.data.copy_(value)
+            raise ValueError(
+                f"training with batch normalisation on an input of shape {tuple(x.shape)}: the "
+                "deepest feature has one value per channel, which has no variance. Use a batch of "
+                f"two or more, an image larger than {self._deepest_stride}, or norm='group'"
+            ) from error
 
     # -- training aids ------------------------------------------------------------------------
 

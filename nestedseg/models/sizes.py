@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nestedseg.base.errors import choose
 from nestedseg.decoder.compiler import infer_levels
-from nestedseg.decoder.layers import Choice, resize_logits, split_choice
+from nestedseg.decoder.layers import NORMS, Choice, resize_logits, split_choice
 from nestedseg.encoders import Description
 from nestedseg.topology.graph import Graph
 
@@ -22,7 +23,7 @@ def padding(graph: Graph, body: Description, channels: Sequence[int],
     second."""
     strides = [shape.stride for shape in infer_levels(graph, body.levels, channels).values()]
     multiple = tuple(math.lcm(*axis) for axis in zip(body.multiples[graph.levels - 1], *strides))
-    if norm and split_choice(norm)[0] in ("instance", "group"):
+    if norm is not None and choose("norm", split_choice(norm)[0], NORMS) in ("instance", "group"):
         # these norms need at least two pixels at the deepest level: one has no variance
         return multiple, tuple(max(n, *(2 * stride for stride in axis))
                                for n, axis in zip(body.smallest, zip(*strides)))

@@ -85,9 +85,9 @@ def image_size(model: Network,
 @torch.no_grad()
 def count_macs(model: nn.Module, in_channels: int, size: Sequence[int]) -> int:
     """Multiply-accumulates of a forward pass on one image, counted on the meta device."""
-    model = meta_copy(model)
+    model, dtype = meta_copy(model), next(model.parameters()).dtype
     with FlopCounter() as counter:
-        model(torch.empty(1, in_channels, *size, device="meta"))
+        model(torch.empty(1, in_channels, *size, dtype=dtype, device="meta"))
     return counter.get_total_flops() // 2
 
 

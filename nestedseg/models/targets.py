@@ -1,5 +1,6 @@
 """Segmentation targets: the checks of each task, and conversion to one plane per class."""
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -9,6 +10,32 @@ from nestedseg.base.errors import choose
 
 Task = Literal["binary", "multiclass", "multilabel"]
 TASKS: tuple[Task, ...] = get_args(Task)
+
+
+def check_tensors(logits: object, target: object) -> None:
+    """Refuses what is given in the place of two tensors, such as all heads of a model at once.
+
+    Raises:
+        TypeError: naming what was given, and what to do with it.
+    """
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"expected one tensor of logits, got {_heads(logits)}")
+    if not isinstance(target, Tensor):
+        raise TypeError(f"expected a tensor as target, got {type(target).__name__}; "
+                        "torch.as_tensor(target) makes one from an array or a list")
+
+
+def _heads(logits: object) -> str:
+    """What was given in the place of logits, and how to give one head of it."""
+    if isinstance(logits, (tuple, list)):
+        return (f"a {type(logits).__name__} of {len(logits)}, as a model with several heads gives "
+                "in training. Give one of them, model(x)[-1] for the deepest, or call "
+                "model.eval(), or take the loss of all with "
+                "nestedseg.training.DeepSupervision(loss)")
+    if isinstance(logits, Mapping):
+        return (f"a {type(logits).__name__} of {len(logits)}, as model.forward_heads(x) gives. "
+                "Give one of its values, or loop over them")
+    return f"{type(logits).__name__}"
 
 
 def choose_task(task: str | None, classes: int) -> Task:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestedseg.data.preprocessing import Moments, measure, preprocess
@@ -40,6 +40,9 @@ def predict_image(model: SegmentationModel, image: np.ndarray,
         >>> images[0].shape, probabilities.shape, to_mask(probabilities, model.task).shape
         ((100, 100), torch.Size([1, 100, 100]), (100, 100))
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model, got {type(model).__name__}; "
+                        "nestedseg.from_pretrained loads one")
     model.eval()
     x = _tensor(image, model)
     window = default_window(model, x.shape[2:]) if window is None else window

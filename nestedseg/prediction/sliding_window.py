@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from nestedseg.base.errors import number, show
 from nestedseg.base.extras import require
 from nestedseg.models.model import SegmentationModel
 
@@ -96,7 +97,11 @@ def window_sides(window: int | Sequence[int] | None, overlap: float,
         ValueError: ``window`` < 1 or for another number of axes, or ``overlap`` outside [0, 1).
     """
     window = WINDOW[len(size)] if window is None else window
+    if not isinstance(window, (int, Sequence)) or isinstance(window, (str, bytes)):
+        raise TypeError(f"window must be a number, or one for each axis, got {show(window)}")
     sides = (window,) * len(size) if isinstance(window, int) else tuple(window)
+    for name, value in (*(("window", side) for side in sides), ("overlap", overlap)):
+        number(name, value)
     if len(sides) != len(size) or min(sides) < 1 or not 0 <= overlap < 1:
         raise ValueError(f"window must be at least 1 along each of {len(size)} axes and overlap in "
                          f"[0, 1), got window={window}, overlap={overlap}")

@@ -277,7 +277,7 @@ class Graph:
             text = text.read_text(encoding="utf-8") if isinstance(text, Path) else text
             data = json.loads(text, object_pairs_hook=no_duplicates)
         except (ValueError, RecursionError) as error:
-            raise GraphError(f"topology {name!r} is not valid JSON: {error}") from None
+            raise GraphError(f"topology {name!r} is not valid JSON: {error}") from error
         return cls.from_dict(data, name)
 
     def to_mermaid(self) -> str:

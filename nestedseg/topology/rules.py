@@ -118,7 +118,7 @@ def resolve(spec: str | Path | Mapping[str, Any] | Graph, depth: int | None, def
         ValueError: unknown name, or heads that cannot be had, see `with_supervision`.
         GraphError: malformed, or a named topology that is deeper than the encoder.
     """
-    if deep_supervision not in (True, False, None):
+    if not isinstance(deep_supervision, (bool, type(None))):
         raise ValueError("deep_supervision must be True, False or None, "
                          f"got {show(deep_supervision)}")
     if default_depth < 1:

@@ -8,7 +8,6 @@ interruption.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader
 from nestedseg.base.errors import show
 from nestedseg.base.extras import require
 from nestedseg.data import EpochSampler, LabelledImages
+from nestedseg.training.checkpoint import read_checkpoint, write_checkpoint
 from nestedseg.training.history import Epoch, best_epoch
 from nestedseg.training.settings import Settings
 from nestedseg.training.tasks import task_of
@@ -204,13 +204,10 @@ class _Trainer:
         if not resume:
             raise ValueError(f"{self.run} already contains a run; use resume=True (--resume) to "
                              "continue it, or choose another folder")
-        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-        _check_same(state["identity"], self.identity, str(path))
-        self.bare.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.history = [Epoch(**epoch) for epoch in state["history"]]
+        saved = read_checkpoint(path, self.accelerator.device)
+        _check_same(saved.identity, self.identity, str(path))
+        saved.restore(self.bare, self.optimizer, self.accelerator.scaler)
+        self.history = saved.history
         self._log(f"resuming {self.run} after epoch {len(self.history)}")
 
     def _save(self) -> None:
@@ -228,12 +225,7 @@ class _Trainer:
                  "optimizer": self.optimizer.state_dict(),
                  "scaler": None if scaler is None else scaler.state_dict(),
                  "history": [asdict(epoch) for epoch in self.history]}
-        temporary = self.run / f".{CHECKPOINT}.tmp"
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.run / CHECKPOINT)
+        write_checkpoint(self.run / CHECKPOINT, state)
 
 
 def _precision(wanted: str) -> str:

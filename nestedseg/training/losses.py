@@ -3,15 +3,15 @@
 import math
 import operator
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nestedseg.base.errors import choose
-from nestedseg.models.targets import TASKS, Task, class_planes
+from nestedseg.base.errors import choose, number, show
+from nestedseg.models.targets import TASKS, Task, check_tensors, class_planes
 
 __all__ = ["DeepSupervision", "HybridLoss", "PaperHybridLoss"]
 
@@ -36,9 +36,11 @@ class _SegmentationLoss(nn.Module):
             A scalar; float64 for float64 logits, otherwise float32.
 
         Raises:
+            TypeError: the arguments are not tensors, but for example the tuple of a model's heads.
             ValueError: the shape of the logits, or the shape, the dtype or a value of the target,
                 does not fit the task.
         """
+        check_tensors(logits, target)
         # Sums over pixels in half precision stop counting at 256 (bf16) or overflow (fp16).
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         y = class_planes(self.task, logits, target).to(logits.dtype)
@@ -162,7 +164,14 @@ class DeepSupervision(nn.Module):
 
         Returns:
             A scalar.
+
+        Raises:
+            TypeError: ``outputs`` is neither a tensor nor a tuple or list.
         """
+        if not isinstance(outputs, (Tensor, tuple, list)):
+            raise TypeError("deep supervision takes a tensor of logits, or a tuple or list of "
+                            f"them, got {type(outputs).__name__}; of model.forward_heads(x), give "
+                            "tuple(heads.values())")
         heads = [outputs] if isinstance(outputs, Tensor) else outputs
         if not heads:
             raise ValueError("deep supervision needs the logits of at least 1 head, got none")
@@ -185,7 +194,9 @@ def _soft_dice_loss(p: Tensor, y: Tensor) -> Tensor:
 
 
 def _check_weights(weights: Sequence[float]) -> tuple[float, ...]:
-    weights = tuple(float(weight) for weight in weights)
+    if not isinstance(weights, Iterable) or isinstance(weights, (str, bytes, Mapping)):
+        raise TypeError(f"weights must be a sequence of numbers, got {show(weights)}")
+    weights = tuple(float(number("each of the weights", weight)) for weight in weights)
     refused = [weight for weight in weights if not (math.isfinite(weight) and weight >= 0)]
     if refused:
         raise ValueError(f"weights must be finite numbers >= 0, got {refused} in {list(weights)}")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
-from nestedseg.base.errors import choose
+from nestedseg.base.errors import choose, number
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 
@@ -54,12 +53,18 @@ class Settings:
         for name, least in (("epochs", 1), ("steps", 1), ("batch", 1), ("patch", 1),
                             ("patience", 1), ("seed", 0), ("workers", 0)):
             value = getattr(self, name)
-            if value is not None and np.min(value) < least:
+            if value is not None and min(_numbers(name, value)) < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         for name in ("lr", "seconds"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
+            if value is not None and not 0 < number(name, value) < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value}")
-        if self.foreground is not None and not 0 <= self.foreground <= 1:
+        if self.foreground is not None and not 0 <= number("foreground", self.foreground) <= 1:
             raise ValueError(f"foreground must be a fraction in [0, 1], got {self.foreground}")
         choose("precision", self.precision, PRECISIONS)
+
+
+def _numbers(name: str, value: Any) -> list[Any]:
+    """One number for all axes, or one for each."""
+    several = isinstance(value, (tuple, list)) and value
+    return [number(name, each) for each in (value if several else [value])]

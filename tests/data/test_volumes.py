@@ -631,7 +631,11 @@ def test_mistakes_are_one_line_before_training(run, tmp_path, capsys):
     data = ["train", "--images", folder / "images", "--labels", folder / "labels", "--out",
             tmp_path / "r"]
     assert "cannot read the volume" in (line := error(*data)) and "images/1.nii.gz" in line
-    assert "1.nii.gz" in error("predict", run / "model", folder / "images", "--out", tmp_path / "p")
+    bad = folder / "images/1.nii.gz"
+    assert "1.nii.gz" in error("predict", run / "model", bad, "--out", tmp_path / "p")
+    assert main(["predict", str(run / "model"), str(bad.parent), "--out", str(tmp_path / "p")]) == 1
+    assert [path.name for path in (tmp_path / "p/masks").iterdir()] == ["0.nii.gz"]
+    assert re.search(r"1 of 2 images failed:\n .*1\.nii\.gz", capsys.readouterr().err)
     picture = tmp_path / "a.png"
     picture.write_bytes(b"")
     line = error("predict", run / "model", picture, "--out", tmp_path / "p")

@@ -27,7 +27,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
-OTHERS = ("lightning",)  # libraries that a block shows the use of, and that the project never needs
+# Libraries that a block shows the use of, and that the project never needs; torch.ao is to go.
+OTHERS = ("lightning", "peft", "torch.ao", "torch.ao.quantization")
 LONG = ("instances", "export")  # a Mask R-CNN of full size, and translations to ONNX
 ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
 

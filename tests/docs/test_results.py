@@ -50,7 +50,10 @@ def timings(data: Any, machine: Any = None) -> Iterator[tuple[str, Any]]:
             yield from timings(value, machine)
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda path: path.name)
+FOLDERS = sorted({path.parent for path in FILES})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
 def test_what_was_timed_says_on_which_machine_and_with_which_versions(folder):
     found = [(path.name, *each) for path in FILES if path.parent == folder
              for each in timings(json.loads(path.read_text(encoding="utf-8")))]

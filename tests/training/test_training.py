@@ -109,7 +109,7 @@ def test_a_run_is_neither_overwritten_nor_continued_as_another(tmp_path, sides):
         fit(tiny(), *sides, tmp_path, QUICK)
     with pytest.raises(ValueError, match=r"'lr' was 0.0003 in that run, and is now 0.1"):
         fit(tiny(), *sides, tmp_path, replace(QUICK, lr=0.1), resume=True)
-    with pytest.raises(ValueError, match="'upsample' was 'nearest' in that run, and is now 'bilinear'"):
+    with pytest.raises(ValueError, match="'upsample' was 'nearest' in that run, and is now"):
         fit(tiny(upsample="bilinear"), *sides, tmp_path, QUICK, resume=True)
     with pytest.raises(ValueError, match="'training images' was"):
         fit(tiny(), sides[1], sides[0], tmp_path, QUICK, resume=True)

@@ -50,7 +50,7 @@ def read_report(run: str | Path) -> dict[str, Any]:
                     "epochs": len(report["history"]), "best_epoch": report["best_epoch"],
                     **{name: _text(report["settings"][name]) for name in RECORDED}}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{run / METRICS} was not written by a training run: {error!r}") from None
+        raise ValueError(f"{run / METRICS} was not written by a training run: {error!r}") from error
     return facts | {"metrics": scores, "training": training}
 
 
