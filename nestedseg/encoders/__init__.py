@@ -73,7 +73,7 @@ def build_encoder(options: Options, style: Style, weights: str | Path | bool | N
         OSError: the weights cannot be fetched or read.
     """
     if not isinstance(weights, (str, Path, bool, type(None))):  # an array has no truth value
-        raise ValueError("encoder_weights must be None, 'imagenet' or the path of a .safetensors "
+        raise ValueError("encoder_weights must be None, 'pretrained' or the path of a .safetensors "
                          f"file, got {show(weights)}")
     levels, body = describe_encoder(options).levels, describe_body(options)
     added = len(levels) - len(body.levels)

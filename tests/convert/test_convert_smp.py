@@ -339,8 +339,9 @@ def test_changed_layers_of_a_live_model_are_named():
     for path, layer, message in (
             ("decoder.blocks.2.conv1.2", nn.GELU(),
              r"'decoder\.blocks\.2\.conv1\.2': it is a GELU"),
-            ("segmentation_head.2.activation", nn.Tanh(), r"'segmentation_head\.2\.activation': a"),
-            ("segmentation_head.2.activation", nn.Softmax(-1), r"a Softmax\(dim=-1\)"),
+            ("segmentation_head.2.activation", nn.Tanh(),
+             r"'segmentation_head\.2\.activation': it is a"),
+            ("segmentation_head.2.activation", nn.Softmax(-1), r"it is (a )?Softmax\(dim=-1\)"),
             ("segmentation_head.1", nn.Upsample(scale_factor=2), r"'segmentation_head\.1'"),
             ("encoder.model.extra", nn.Linear(2, 2), r"the layer 'encoder\.model\.extra'"),
             ("decoder.blocks.1.extra", nn.Conv2d(2, 2, 1), r"layer 'decoder\.blocks\.1\.extra'"),

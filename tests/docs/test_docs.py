@@ -136,6 +136,11 @@ CLAIMS = {  # by the link of a field: what a reader will look for there
     "docs/reference.md#losses-and-scores": ("HybridLoss", "PaperHybridLoss"),
     "docs/instances.md": ("Mask R-CNN", "faster_rcnn", "retinanet"),
     "#what-is-not-there-yet": ("trained",),
+    "docs/training.md#on-the-command-line": ("mirrored and rotated", "constant learning rate"),
+    "docs/export.md": ("ONNX", "onnxruntime"),
+    "docs/instances.md#scores": ("score",),
+    "#try-it": ("clone",),
+    "CHANGELOG.md": ("Unreleased",),
 }
 
 

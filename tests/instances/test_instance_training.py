@@ -221,5 +221,5 @@ def test_models_and_labels_that_do_not_belong_together(tmp_path, nuclei, no_step
     write(tmp_path, c=blank((1, 1)))
     (tmp_path / "images" / "c.tif").unlink()
     Image.fromarray(np.zeros((SIDE, SIDE, 3), np.uint8)).save(colour)
-    with pytest.raises(ValueError, match="have 3 channels, the model takes 1"):
+    with pytest.raises(ValueError, match="have 3 channels, but the model takes 1"):
         fit(tiny(), nuclei, collect(tmp_path), tmp_path / "run", QUICK)
