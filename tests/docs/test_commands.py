@@ -14,6 +14,7 @@ from places import ROOT
 
 from nestedseg.cli import build_parser, main
 from nestedseg.data import synthetic_nuclei
+from nestedseg.topology import rules
 
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHORT = ["--epochs", "1", "--steps", "1", "--batch", "2"]  # all else is as printed
@@ -46,6 +47,7 @@ def test_the_parser_takes_what_a_block_says(name):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rules, "_RULES", {**rules._RULES})  # what a block adds goes again
     write_data(name)
     with HubServer() as hub, use_server(monkeypatch, hub, tmp_path / "home"):
         monkeypatch.setenv("HF_TOKEN", hub.token)
