@@ -85,7 +85,7 @@ def from_smp(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
     if config is None:
         with blamed(files.where(storage.CONFIG)):
             config = check_config(storage.read_json(files.get(storage.CONFIG)))
-    return from_files(config, files.get(storage.WEIGHTS), task)
+    return convert_smp(config, files.get(storage.WEIGHTS), files.where(storage.WEIGHTS), task)
 
 
 def recognises(config: Any) -> bool:
@@ -99,7 +99,7 @@ def recognises(config: Any) -> bool:
 
 def load_smp(source: Source, config: Mapping[str, Any], depth: int | None) -> SegmentationModel:
     """The model in a folder or repo that they wrote, pruned to a depth where one is given."""
-    model = from_files(config, source.get(storage.WEIGHTS))
+    model = convert_smp(config, source.get(storage.WEIGHTS), source.where(storage.WEIGHTS))
     return model if depth is None else model.prune(depth)
 
 
@@ -122,7 +122,7 @@ def check_config(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def convert_smp(config: Mapping[str, Any], weights: State | Path, where: str,
-                task: str | None) -> SegmentationModel:
+                task: str | None = None) -> SegmentationModel:
     """The model of a configuration and its tensors, or the file that holds them."""
     theirs = SmpConfig.parse(config)
     encoder = match(theirs.encoder_name)
