@@ -108,6 +108,8 @@ def make_head(channels: int, classes: int, dims: int, kernel: int = 1) -> nn.Mod
 def init_he(module: nn.Module) -> None:
     """He et al. 2015 (arXiv 1502.01852), as the authors' code does: plain networks need it."""
     if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        if module.weight.is_meta:
+            return  # there are no values, and torch takes long to find out
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
