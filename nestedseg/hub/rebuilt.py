@@ -87,7 +87,7 @@ def settings_of(module: nn.Module) -> str:
     """The class of a module and what it computes with, but for what matters in training alone."""
     if isinstance(module, _BatchNorm):
         return f"{type(module).__name__}(eps={module.eps}, affine={module.affine})"
-    if isinstance(module, _DropoutNd):
+    if isinstance(module, (_DropoutNd, nn.ParameterDict)):  # whose text says where its tensors are
         return type(module).__name__
     return f"{type(module).__name__}({module.extra_repr()})"
 
