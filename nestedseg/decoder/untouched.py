@@ -26,7 +26,7 @@ FORWARD = {cls: cls.forward for cls in (
 def alteration(module: nn.Module, kinds: Collection[type]) -> str | None:
     """What a user has changed about a module; ``None`` if nothing.
 
-    This runs in every forward pass, so it must take well below a microsecond or two.
+    This runs in every forward pass, for several modules of each node, so it must be fast.
 
     Args:
         kinds: the classes that an unaltered module may have.
