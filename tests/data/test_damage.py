@@ -99,12 +99,12 @@ def test_every_byte_of_a_tiff_may_be_damaged(tmp_path):
             except ValueError as error:
                 assert "bad.tif" in str(error)
                 seen.add(type(error.__cause__).__name__)
-    assert {"TypeError", "OSError"} <= seen  # what Pillow raises
+    assert len(seen) > 3  # the decoder raises many kinds
 
 
 def test_an_error_of_our_own_is_not_the_files(tmp_path, monkeypatch):
     path = tmp_path / "stack.tif"
-    Image.fromarray(PIXELS).save(path, save_all=True, append_images=[Image.fromarray(PIXELS)])
-    monkeypatch.setattr(images, "_stack", None)
+    monkeypatch.setattr(images, "as_whole", None)
+    Image.fromarray(PIXELS).save(path)
     with pytest.raises(TypeError, match="NoneType"):
         read_label(path)
