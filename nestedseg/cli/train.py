@@ -14,6 +14,7 @@ import nestedseg
 from nestedseg.base.extras import require
 from nestedseg.cli import instances
 from nestedseg.cli.arguments import add_model_options, device, model_options, one_or_all
+from nestedseg.cli.intensity import add_intensity_options, choose_range, reading
 from nestedseg.cli.publish import access, add_hub_options, push_run
 from nestedseg.data import (
     LabelledImages,
@@ -50,6 +51,8 @@ def train(args: argparse.Namespace) -> None:
     else:
         pairs, held_out = split_pairs(pairs, args.val_fraction, args.seed)
     training, validation = recipe.read(pairs), recipe.read(held_out)
+    if training.cache is not None:
+        print(f"decoded images are kept in {training.cache}")
     torch.manual_seed(args.seed)
     model = recipe.create(training)
     if args.push_to_hub:
@@ -88,7 +91,8 @@ def _semantic(args: argparse.Namespace, dims: int) -> Recipe:
     if dims == 3:
         require("scipy", "medical")  # the report needs it: reported before the training
     return Recipe(PATCH[dims],
-                  lambda pairs: LabelledImages(pairs, args.classes, args.binary, args.spacing),
+                  lambda pairs: LabelledImages(pairs, args.classes, args.binary, args.spacing,
+                                               **reading(args, len(pairs))),
                   lambda images: _create_for(args, topology, images, options),
                   lambda *facts: depth_table(write_report(*facts)))
 
@@ -112,8 +116,11 @@ def _create_for(args: argparse.Namespace, topology: str, images: LabelledImages,
                              in_channels=3 if known else images.in_channels,
                              encoder_weights=args.encoder_weights,
                              class_names=args.class_names, **options)
-    if not known:
-        model.set_preprocessing(**images.preprocessing(args.standardise))
+    intensity = choose_range(args, images, known)
+    if known:
+        model.set_preprocessing(**intensity)
+    else:
+        model.set_preprocessing(**images.preprocessing(args.standardise, **intensity))
     return model
 
 
@@ -140,6 +147,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--standardise", action=argparse.BooleanOptionalAction,
                       help="scale each image by its own mean and standard deviation instead of "
                            "those of all images (default: only volumes)")
+    add_intensity_options(parser)
     model = add_model_options(parser)
     model.add_argument("--topology", metavar="NAME|JSON",
                        help=f"see `nestedseg list topologies` (default: {TOPOLOGY}; for instances "

@@ -10,6 +10,7 @@ import numpy as np
 from nestedseg.base.errors import as_path
 from nestedseg.data.files import Pair
 from nestedseg.data.png_jpeg import JPEG, PNG, Picture
+from nestedseg.data.preprocessing import missing
 from nestedseg.data.source import Source, decoding
 from nestedseg.data.tiff import SIGNATURES, Tiff
 
@@ -24,6 +25,11 @@ def open_image(path: str | Path, indexed: bool = False) -> Source:
     Args:
         path: of a PNG, JPEG or TIFF file.
         indexed: give the stored numbers of palettes, as labels need them, instead of their colours.
+
+    Returns:
+        An object with ``shape``, ``(H, W)`` as displayed, ``channels``, ``dtype``, ``nodata``, the
+        value of pixels that were not measured or ``None``, and ``read(window)``, which gives
+        ``(h, w, channels)``; see `nestedseg.data.source.Source`.
 
     Raises:
         ValueError: the file is missing, damaged or too large, or does not contain exactly one
@@ -55,15 +61,6 @@ def open_image(path: str | Path, indexed: bool = False) -> Source:
     return opened
 
 
-def read_pixels(source: Source, window: Sequence[slice] | None = None, kind: str = "image"
-                ) -> np.ndarray:
-    """Reads an opened image or label, ``(h, w)`` or ``(h, w, C)``, and names it if it is damaged.
-    """
-    with decoding(f"the {kind} {source.path}"):
-        pixels = source.read(window)
-    return pixels[..., 0] if source.channels == 1 else pixels
-
-
 def read_image(path: str | Path) -> np.ndarray:
     """Reads an image at its full bit depth.
 
@@ -76,12 +73,13 @@ def read_image(path: str | Path) -> np.ndarray:
         that it is alpha.
 
     Raises:
-        ValueError: the file is missing, damaged or too large, is a stack, or has NaN or infinity.
+        ValueError: the file is missing, damaged or too large, is a stack, or has infinite pixels.
     """
-    image = read_pixels(open_image(path))
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise ValueError(f"the image {path} has NaN or infinite pixels; replace them")
-    return image
+    source = open_image(path)
+    with decoding(f"the image {path}"):
+        pixels = source.read()
+        missing(pixels, source.nodata)
+    return pixels[..., 0] if source.channels == 1 else pixels
 
 
 def read_label(path: str | Path) -> np.ndarray:
@@ -98,17 +96,19 @@ def read_label(path: str | Path) -> np.ndarray:
         ValueError: the file is missing, damaged or too large, is a stack, or has fractions instead
             of whole numbers.
     """
-    label = read_pixels(open_image(path, indexed=True), kind="label")
-    return as_whole(label, path)
+    source = open_image(path, indexed=True)
+    with decoding(f"the label {path}"):
+        pixels = source.read()
+    return as_whole(pixels, path)
 
 
 def as_whole(label: np.ndarray, path: str | Path) -> np.ndarray:
-    """A label's numbers as an integer type; equal channels become one.
+    """The numbers of a label ``(*spatial, C)`` as an integer type; equal channels become one.
 
     Raises:
         ValueError: there are fractions, NaN or infinity.
     """
-    if label.ndim == 3 and (label == label[..., :1]).all():
+    if (label == label[..., :1]).all():
         label = label[..., 0]
     if label.dtype == bool:
         return label.astype(np.uint8)
@@ -119,19 +119,19 @@ def as_whole(label: np.ndarray, path: str | Path) -> np.ndarray:
     return label.astype(np.int64)
 
 
-def read_image_pair(pair: Pair, spacing: Sequence[float] | None = None
-              ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
-    """Reads an image and its label; returns both with the spacing, as `read_volume_pair` does.
+def open_image_pair(pair: Pair, spacing: Sequence[float] | None = None
+                    ) -> tuple[Source, Source, tuple[float, ...]]:
+    """Opens an image and its label; returns both with the spacing, as `open_volume_pair` does.
 
     Raises:
-        ValueError: a file cannot be read, the label has another size than its image, or a
+        ValueError: a file cannot be opened, the label has another size than its image, or a
             ``spacing`` is given, which only volumes have.
     """
     if spacing is not None:
         raise ValueError(f"spacing is only for volumes, not for images such as {pair.image}, got "
                          f"{spacing}")
-    image, label = read_image(pair.image), read_label(pair.label)
-    if image.shape[:2] != label.shape[:2]:
+    image, label = open_image(pair.image), open_image(pair.label, indexed=True)
+    if image.shape != label.shape:
         raise ValueError(f"{pair.image} is {image.shape[1]} x {image.shape[0]} pixels, but its "
                          f"label {pair.label} is {label.shape[1]} x {label.shape[0]}")
     return image, label, SPACING

@@ -27,12 +27,18 @@ class Source(Protocol):
         nodata: the value by which the file marks pixels that were not measured; ``None`` = none.
     """
 
-    path: Path
-    shape: tuple[int, ...]
-    channels: int
-    dtype: np.dtype
-    windowed: bool
-    nodata: float | None
+    @property
+    def path(self) -> Path: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    @property
+    def windowed(self) -> bool: ...
+    @property
+    def nodata(self) -> float | None: ...
 
     def read(self, window: Sequence[slice] | None = None) -> np.ndarray:
         """Reads a window, or everything, as ``(*window, channels)`` of the stored type.

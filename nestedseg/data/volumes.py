@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from nestedseg.base.errors import as_path
 from nestedseg.base.extras import require
 from nestedseg.data.files import Pair, split_name
+from nestedseg.data.source import Source, by, whole
 
 MAX_VOXELS = 2 ** 31  # of a resampled volume
 DEFLATE = 1032  # a gzip file unpacks to at most this many times its size
@@ -40,6 +41,8 @@ class Volume:
         spacing: size of a voxel along D, H, W in mm.
         scale: slope and intercept that turn stored values into real ones.
         source: nibabel's image; ``None`` for ``.npy``.
+        windowed: whether a window is read without decoding the whole file.
+        nodata: the value of voxels that were not measured; ``None`` = there are none.
     """
 
     path: Path
@@ -47,11 +50,23 @@ class Volume:
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
     scale: tuple[float, float] = (1.0, 0.0)
     source: Any = None
+    windowed: bool = True
+    nodata: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The number of voxels along each axis, ``(D, H, W)``."""
         return self.stored.shape[:3]
+
+    @property
+    def channels(self) -> int:
+        """How many numbers each voxel has."""
+        return self.stored.shape[3] if self.stored.ndim == 4 else 1
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of the numbers that `read` gives."""
+        return self.stored.dtype if self.scale == (1, 0) else np.dtype(np.float32)
 
     @property
     def affine(self) -> np.ndarray | None:
@@ -62,14 +77,26 @@ class Volume:
         """Reads some planes along D, as float32.
 
         Raises:
-            ValueError: there are NaN or infinite voxels.
+            ValueError: there are infinite voxels.
         """
         slope, intercept = self.scale
         values = self.stored[planes].astype(np.float32)
         values = values if self.scale == (1, 0) else values * slope + intercept
-        if not np.isfinite(values).all():
-            raise ValueError(f"{self.path} has NaN or infinite voxels; replace them")
+        if np.isinf(values).any():
+            raise ValueError(f"{self.path} has infinite voxels; replace them")
         return np.ascontiguousarray(values, np.float32)
+
+    def read(self, window: Sequence[slice] | None = None) -> np.ndarray:
+        """Reads a window, or everything, as ``(*window, channels)``; see `Source`.
+
+        Args:
+            window: a slice with start and stop for each axis. Default: the whole volume.
+        """
+        values = self.stored[tuple(window or whole(self.shape))]
+        if self.scale != (1, 0):
+            slope, intercept = self.scale
+            values = values.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+        return np.ascontiguousarray(values.reshape(*values.shape[:3], -1), self.dtype)
 
     def class_indices(self) -> np.ndarray:
         """Reads all voxels of a label, ``(D, H, W)``, as whole numbers.
@@ -172,47 +199,68 @@ def _spacing(affine: np.ndarray) -> tuple[float, ...]:
 # -- image and label ------------------------------------------------------------------------------
 
 
-def read_volume_pair(pair: Pair, spacing: Sequence[float] | None = None
-              ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
-    """Reads a volume and its label; returns both with the spacing of their voxels.
+def open_volume_pair(pair: Pair, spacing: Sequence[float] | None = None
+                     ) -> tuple[Source, Source, tuple[float, ...]]:
+    """Opens a volume and its label; returns both with the spacing of their voxels.
 
     Args:
         pair: the files.
         spacing: along D, H, W in mm, to which both are resampled; default: they are not.
 
-    Returns:
-        The image, ``(D, H, W)`` or ``(D, H, W, C)``, float32; the label, ``(D, H, W)``; the spacing
-        along D, H, W in mm.
-
     Raises:
-        ValueError: a file cannot be read, the image has NaN or infinite voxels, or the label has
-            another shape or affine than the image.
+        ValueError: a file cannot be opened, or the label has several channels, or another shape or
+            affine than the image.
     """
     image, label = open_volume(pair.image), open_volume(pair.label)
     _check_grids(image, label)
     if spacing is None:
-        return image[:], label.class_indices(), image.spacing
+        return image, label, image.spacing
     shape = image.shape_at(spacing)
     spacing = tuple(own * length / new for own, length, new
                     in zip(image.spacing, image.shape, shape))
-    return resize(image[:], shape), resize_label(label.class_indices(), shape), spacing
+    return Resampled(image, shape), Resampled(label, shape, nearest=True), spacing
+
+
+class Resampled:
+    """A volume at another spacing; a `Source`.
+
+    Args:
+        volume: as it was opened.
+        shape: ``(D, H, W)`` that it gets.
+        nearest: each voxel has the number of the nearest one, as labels need; otherwise the numbers
+            are interpolated linearly.
+    """
+
+    windowed = False
+
+    def __init__(self, volume: Volume, shape: tuple[int, ...], nearest: bool = False) -> None:
+        self.volume, self.shape, self.nearest = volume, shape, nearest
+        self.path, self.channels, self.nodata = volume.path, volume.channels, volume.nodata
+        self.dtype = volume.dtype if nearest else np.dtype(np.float32)
+
+    def read(self, window: Sequence[slice] | None = None) -> np.ndarray:
+        """Reads a window; see `Source`."""
+        if self.nearest:
+            values = resize_label(self.volume.read(), self.shape)
+        else:
+            values = resize(self.volume.read().astype(np.float32), self.shape)
+        return values[tuple(window or whole(self.shape))]
 
 
 def _check_grids(image: Volume, label: Volume) -> None:
     if (image.source is None) != (label.source is None):
         raise ValueError(f"{image.path} and its label {label.path} must both be NIfTI or both "
                          ".npy; otherwise their axes may differ")
+    if label.channels != 1:
+        raise ValueError(f"the label {label.path} has {label.channels} channels; expected one "
+                         "whole number per voxel")
     if image.shape != label.shape:
-        raise ValueError(f"{image.path} is {_by(image.shape)} voxels, but its label {label.path} "
-                         f"is {_by(label.shape)}")
+        raise ValueError(f"{image.path} is {by(image.shape)} voxels, but its label {label.path} "
+                         f"is {by(label.shape)}")
     first, second = image.affine, label.affine
     if first is not None and second is not None and not np.allclose(first, second, atol=1e-3):
         raise ValueError(f"{image.path} and its label {label.path} are at different places: their "
                          f"affines {first.tolist()} and {second.tolist()} differ")
-
-
-def _by(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
 
 
 def resize(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -223,7 +271,7 @@ def resize(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def resize_label(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Resamples a label to another shape, with the class of the nearest voxel."""
+    """Resamples ``(D, H, W)`` or ``(D, H, W, C)`` with the numbers of the nearest voxels."""
     nearest = [((np.arange(new) + 0.5) * old / new).astype(int)
                for old, new in zip(label.shape, shape)]
     return label[np.ix_(*nearest)]

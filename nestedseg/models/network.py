@@ -111,7 +111,10 @@ class Network(nn.Module):
                 (low, high), see `nestedseg.preprocess`; ``size``, ``(H, W)`` or ``(D, H, W)`` in
                 pixels, the default size of summaries and exports; ``interpolation``, a name, only
                 recorded; ``standardise``, whether each image is scaled by its own mean and std;
-                ``spacing`` along D, H, W in mm, to which volumes are resampled.
+                ``spacing`` along D, H, W in mm, to which volumes are resampled; ``value_range``,
+                pairs (low, high) of values that become 0 and 1, one for all channels or one for
+                each, and ``clip``, whether values outside of it become 0 and 1 too; ``nodata``, the
+                value of pixels that were not measured.
 
         Raises:
             ValueError: an unknown key or an impossible value.
