@@ -53,7 +53,7 @@ class Cache:
         return sum(stat.st_size for _, stat in self._entries())
 
     def wrap(self, source: Source, *facts: Any) -> Source:
-        """The source, or for one that can only be decoded as a whole, its decoded copy.
+        """The source, or if it can only be decoded as a whole, its decoded copy.
 
         Args:
             source: an opened file.
@@ -63,23 +63,38 @@ class Cache:
                                                                                *facts))
 
     def entry(self, paths: Sequence[Path], *facts: Any, suffix: str = ".npy") -> Path:
-        """Where something is kept that depends on these files and facts."""
+        """Where something is kept that depends on these files and facts.
+
+        Args:
+            paths: of the files; a changed file has another entry.
+            facts: anything with a `repr`.
+            suffix: of the entry.
+        """
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
                  for path in paths]
         key = json.dumps([stats, [repr(fact) for fact in facts]])
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{suffix}"
 
     def load(self, entry: Path) -> np.ndarray | None:
-        """The memory-mapped array of an entry; ``None`` if it is not there."""
+        """The memory-mapped array of an entry; ``None`` if it is not there.
+
+        Args:
+            entry: its path.
+        """
         try:
             array = np.load(entry, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError):  # missing, or cut short by a full disk
+        except (OSError, ValueError, EOFError):  # missing, or cut short by a full disk
             return None
         self._touch(entry)
         return array
 
     def store(self, entry: Path, array: np.ndarray) -> None:
-        """Keeps an array, if there is room for it."""
+        """Keeps an array, if there is room for it.
+
+        Args:
+            entry: its path.
+            array: of any shape and type.
+        """
         self.used.add(entry)
         if not self._make_room(array.nbytes):
             return
@@ -87,7 +102,11 @@ class Cache:
             np.save(file, array, allow_pickle=False)
 
     def part(self, entry: Path) -> _Part:
-        """A context with a path to write to, which then becomes the entry."""
+        """A context with a path to write to, which then becomes the entry.
+
+        Args:
+            entry: its path.
+        """
         return _Part(entry)
 
     def _touch(self, entry: Path) -> None:
