@@ -35,7 +35,8 @@ def add_intensity_options(parser: argparse.ArgumentParser) -> None:
 
 def reading(args: argparse.Namespace, files: int) -> dict[str, Any]:
     """How so many files are read, as arguments of `LabelledImages`."""
-    return {"nodata": args.nodata, "cache": args.cache or args.out.resolve().parent / CACHE,
+    return {"dims": args.dims, "nodata": args.nodata,
+            "cache": args.cache or args.out.resolve().parent / CACHE,
             "workers": (os.cpu_count() or 1) if files > MANY else 0}
 
 

@@ -34,7 +34,8 @@ def predict(args: argparse.Namespace) -> int:
     """Write a mask, or an instance map, and an overlay for each image."""
     paths = list_images(args.images) if args.images.is_dir() else [args.images]
     model = nestedseg.from_pretrained(args.model, args.depth).to(device())
-    dims, wanted = spatial_axes(paths), model.config.get("dims", 2)
+    wanted = model.config.get("dims", 2)
+    dims = spatial_axes(paths, wanted)
     if dims != wanted:
         raise ValueError(f"{paths[0]} has {dims} spatial axes, but the model takes {wanted}")
     kind, write = _choose_output(args, model, dims)

@@ -41,7 +41,7 @@ TOPOLOGY = "unetpp"
 def train(args: argparse.Namespace) -> None:
     """Train on pairs of images and labels; write the best model and a report."""
     pairs = find_pairs(args.images, args.labels)
-    recipe = RECIPES[args.task](args, spatial_axes(pair.image for pair in pairs))
+    recipe = RECIPES[args.task](args, spatial_axes((pair.image for pair in pairs), args.dims))
     given = {field.name: getattr(args, field.name) for field in fields(Settings)}
     settings = Settings(**given | {"patch": one_or_all(args.patch or recipe.patch)})
     if (args.val_images is None) != (args.val_labels is None):
@@ -128,8 +128,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=RECIPES, default="semantic",
                         help="semantic: labels are classes; instance: labels are instance maps, "
                              "and a Mask R-CNN is trained (default: %(default)s)")
-    data = parser.add_argument_group("data (PNG, JPEG or TIFF; or .nii, .nii.gz or .npy, for a 3-D "
-                                     "model; paired by file name)")
+    data = parser.add_argument_group("data (PNG, JPEG, TIFF or Zarr; or .nii, .nii.gz or .npy, for a "
+                                     "3-D model; paired by file name)")
     data.add_argument("--images", type=Path, required=True, metavar="DIR")
     data.add_argument("--labels", type=Path, required=True, metavar="DIR")
     data.add_argument("--val-images", type=Path, metavar="DIR",
@@ -141,6 +141,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
                       help="1: labels are 0 and 1; more: class indices 0 ... C-1 (default: 1)")
     data.add_argument("--binary", action="store_true",
                       help="every label above 0 is the foreground (for instance numbers or 0/255)")
+    data.add_argument("--dims", type=int, choices=(2, 3),
+                      help="3: TIFF stacks and Zarr arrays are volumes (default: they are images)")
     data.add_argument("--spacing", type=float, nargs=3, metavar="MM",
                       help="spacing along D, H, W to which volumes are resampled (default: they "
                            "are not)")

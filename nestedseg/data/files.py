@@ -11,7 +11,9 @@ import numpy as np
 
 from nestedseg.base.errors import as_path
 
-SUFFIXES = {2: (".png", ".jpg", ".jpeg", ".tif", ".tiff"), 3: (".nii.gz", ".nii", ".npy")}
+SUFFIXES = {2: (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".zarr"),
+            3: (".nii.gz", ".nii", ".npy")}
+STACKS = (".tif", ".tiff", ".zarr")  # which may hold volumes as well
 
 
 class Pair(NamedTuple):
@@ -35,11 +37,12 @@ def split_name(path: Path) -> tuple[str, str]:
     return name[:cut], name[cut:]
 
 
-def spatial_axes(paths: Iterable[Path]) -> int:
+def spatial_axes(paths: Iterable[Path], dims: int | None = None) -> int:
     """2 if the files are images, 3 if they are volumes, by their suffixes; no file is opened.
 
     Args:
         paths: at least one.
+        dims: 3 = TIFF and Zarr files are volumes. Default: they are images.
 
     Raises:
         ValueError: there are both images and volumes, or a file of an unsupported format.
@@ -47,10 +50,10 @@ def spatial_axes(paths: Iterable[Path]) -> int:
     first: dict[int, Path] = {}
     for path in paths:
         suffix = split_name(path)[1].lower()
-        dims = next((dims for dims, known in SUFFIXES.items() if suffix in known), None)
-        if dims is None:
+        axes = next((axes for axes, known in SUFFIXES.items() if suffix in known), None)
+        if axes is None:
             raise ValueError(f"unsupported image format: {path}; supported: {_kinds()}")
-        first.setdefault(dims, path)
+        first.setdefault(3 if dims == 3 and suffix in STACKS else axes, path)
     if len(first) > 1:
         raise ValueError(f"images and volumes are mixed: {first[2]} is an image, {first[3]} a "
                          "volume; give files of one kind")

@@ -13,6 +13,7 @@ from nestedseg.data.png_jpeg import JPEG, PNG, Picture
 from nestedseg.data.preprocessing import missing
 from nestedseg.data.source import Source, decoding
 from nestedseg.data.tiff import SIGNATURES, Tiff
+from nestedseg.data.zarr_array import ZarrArray
 
 SPACING = (1.0, 1.0)  # pixels are taken as squares of unknown size
 
@@ -23,7 +24,7 @@ def open_image(path: str | Path, indexed: bool = False) -> Source:
     The format is told by the file's first bytes. Orientation tags of EXIF and TIFF are applied.
 
     Args:
-        path: of a PNG, JPEG or TIFF file.
+        path: of a PNG, JPEG or TIFF file, or of a Zarr array or OME-Zarr image (extra ``zarr``).
         indexed: give the stored numbers of palettes, as labels need them, instead of their colours.
 
     Returns:
@@ -50,6 +51,8 @@ def open_image(path: str | Path, indexed: bool = False) -> Source:
     path = as_path("an image", path)
     what = f"the {'label' if indexed else 'image'} {path}"
     with decoding(what):
+        if path.suffix.lower() == ".zarr":
+            return ZarrArray(path, dims=2)
         with path.open("rb") as file:
             start = file.read(8)
         if start == PNG or start.startswith(JPEG):

@@ -33,6 +33,7 @@ class LabelledImages:
         classes: 1 = labels are 0 and 1; more = labels are class indices 0 ... classes - 1.
         binary: every label above 0 is the foreground, for instance numbers or 0/255.
         spacing: along D, H, W in mm, to which volumes are resampled; default: they are not.
+        dims: 3 = TIFF stacks and Zarr arrays are volumes; default: they are images.
         nodata: the value of pixels that were not measured, where a file does not say it itself.
         cache: a folder in which decoded images are kept, memory-mapped, with what was found out
             about them; see `nestedseg.data.Cache`. Default: images are kept in memory, up to 2 GiB.
@@ -56,8 +57,9 @@ class LabelledImages:
     """
 
     def __init__(self, pairs: Sequence[Pair], classes: int = 1, binary: bool = False,
-                 spacing: Sequence[float] | None = None, *, nodata: float | None = None,
-                 cache: Cache | str | Path | None = None, workers: int = 0):
+                 spacing: Sequence[float] | None = None, *, dims: int | None = None,
+                 nodata: float | None = None, cache: Cache | str | Path | None = None,
+                 workers: int = 0):
         if not pairs:
             raise ValueError("pairs is empty; at least one pair of image and label is needed")
         if binary and classes != 1:
@@ -66,7 +68,7 @@ class LabelledImages:
         self.pairs, self.classes, self.binary = list(pairs), classes, binary
         self.nodata = nodata
         self.spacing = None if spacing is None else check_spacing(spacing)
-        self.dims = spatial_axes(path for pair in self.pairs for path in pair)
+        self.dims = spatial_axes((path for pair in self.pairs for path in pair), dims)
         self.cache = Cache(cache) if isinstance(cache, (str, Path)) else cache
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._room = KEEP_BYTES if self.cache is None else 0

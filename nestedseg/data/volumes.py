@@ -1,9 +1,9 @@
-"""Reads and writes volumes, which have three spatial axes, in parts: NIfTI and ``.npy`` files.
+"""Reads and writes volumes, which have three spatial axes, in parts: NIfTI, ``.npy``, TIFF, Zarr.
 
 Whatever the order of axes in a NIfTI file, in memory they are D, H, W = feet to head, back to
 front, left to right (nibabel's closest canonical orientation, slowest axis first). A mask is
 written with the axes of the file of its volume. The axes of an ``.npy`` array are taken as they
-are, and its voxels as cubes of 1 mm.
+are, and its voxels as cubes of 1 mm; those of a TIFF stack or a Zarr array are Z, Y, X.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from nestedseg.base.errors import as_path
 from nestedseg.base.extras import require
 from nestedseg.data.files import Pair, split_name
 from nestedseg.data.source import Source, by, whole
+from nestedseg.data.tiff import Tiff
+from nestedseg.data.zarr_array import ZarrArray
 
 MAX_VOXELS = 2 ** 31  # of a resampled volume
 DEFLATE = 1032  # a gzip file unpacks to at most this many times its size
@@ -46,7 +48,7 @@ class Volume:
     """
 
     path: Path
-    stored: np.ndarray
+    stored: np.ndarray | OnAccess
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
     scale: tuple[float, float] = (1.0, 0.0)
     source: Any = None
@@ -108,7 +110,7 @@ class Volume:
             raise ValueError(f"the label {self.path} has {self.stored.shape[3]} channels; expected "
                              "one whole number per voxel")
         if self.stored.dtype.kind != "f" and self.scale == (1, 0):
-            return np.ascontiguousarray(self.stored)
+            return np.ascontiguousarray(self.stored[:])
         values = self[:]
         whole = values.astype(np.int64)
         if (whole != values).any():
@@ -135,17 +137,17 @@ class Volume:
 
 
 def open_volume(path: str | Path) -> Volume:
-    """Opens a NIfTI or ``.npy`` file.
+    """Opens a NIfTI or ``.npy`` file, a TIFF stack, or a Zarr array.
 
     Args:
-        path: ends in ``.nii``, ``.nii.gz`` or ``.npy``.
+        path: ends in ``.nii``, ``.nii.gz``, ``.npy``, ``.tif``, ``.tiff`` or ``.zarr``.
 
     Raises:
         ValueError: the file is missing or damaged, or does not contain a volume.
     """
     path = as_path("a volume", path)
     try:
-        volume = _open_array(path) if split_name(path)[1].lower() == ".npy" else _open_nifti(path)
+        volume = OPEN.get(split_name(path)[1].lower(), _open_nifti)(path)
     except ImportError:
         raise
     except Exception as error:  # nibabel, NumPy and gzip raise many kinds for a damaged file
@@ -158,6 +160,35 @@ def open_volume(path: str | Path) -> Volume:
 
 def _open_array(path: Path) -> Volume:
     return Volume(path, _checked_axes(np.load(path, mmap_mode="r", allow_pickle=False)))
+
+
+def _open_stack(path: Path) -> Volume:
+    source = (ZarrArray if path.suffix.lower() == ".zarr" else Tiff)(path, dims=3)
+    return Volume(path, OnAccess(source), source.spacing, windowed=source.windowed,
+                  nodata=source.nodata)
+
+
+OPEN = {".npy": _open_array, ".tif": _open_stack, ".tiff": _open_stack, ".zarr": _open_stack}
+
+
+class OnAccess:
+    """A source of volumes as an array of which only what is asked for is read.
+
+    Args:
+        source: an opened file with three spatial axes.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.dtype = source, source.dtype
+        self.shape = (*source.shape, *([source.channels] if source.channels > 1 else []))
+        self.ndim = len(self.shape)
+
+    def __getitem__(self, window: slice | Sequence[slice]) -> np.ndarray:
+        given = [window] if isinstance(window, slice) else list(window)
+        given += [slice(None)] * (3 - len(given))
+        ends = [side.indices(length) for side, length in zip(given, self.shape)]
+        values = self.source.read([slice(start, stop) for start, stop, _ in ends])
+        return values[..., 0] if self.ndim == 3 else values
 
 
 def _open_nifti(path: Path) -> Volume:
@@ -288,7 +319,8 @@ def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
     header and affine of ``like``. It appears at ``path`` when it is complete.
 
     Args:
-        path: ``.nii`` or ``.nii.gz``; if ``like`` is an ``.npy`` file, ``.npy``.
+        path: ``.nii`` or ``.nii.gz``; if ``like`` is an ``.npy`` file, ``.npy``; if it is a TIFF
+            stack or Zarr array, ``.tif``.
         like: the volume that was segmented.
 
     Raises:
@@ -296,7 +328,7 @@ def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
     """
     path = Path(path)
     name, suffix = split_name(path)
-    allowed = (".npy",) if like.source is None else (".nii", ".nii.gz")
+    allowed = _mask_suffixes(like)
     if suffix.lower() not in allowed:
         raise ValueError(f"the mask of {like.path} must be a {' or '.join(allowed)} file, got "
                          f"{path}")
@@ -310,11 +342,29 @@ def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
         if suffix.lower() == ".nii.gz":
             _pack(draft, packed)
             os.replace(packed, path)
+        elif suffix.lower() in (".tif", ".tiff"):
+            _write_stack(packed, mask, like.spacing)
+            os.replace(packed, path)
         else:
             os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
         packed.unlink(missing_ok=True)
+
+
+def _mask_suffixes(like: Volume) -> tuple[str, ...]:
+    if like.source is not None:
+        return (".nii", ".nii.gz")
+    return (".tif", ".tiff") if isinstance(like.stored, OnAccess) else (".npy",)
+
+
+def _write_stack(path: Path, mask: np.ndarray, spacing: Sequence[float]) -> None:
+    """Writes a mask as a TIFF stack that ImageJ reads, with the size of its voxels."""
+    depth, height, width = spacing
+    require("tifffile").imwrite(
+        path, mask, imagej=mask.nbytes < 2**32, photometric="minisblack",
+        resolution=(1 / width, 1 / height),
+        metadata={"axes": "ZYX", "spacing": depth, "unit": "mm"})
 
 
 def _create_file(path: Path, like: Volume) -> np.memmap:
