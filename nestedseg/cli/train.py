@@ -128,8 +128,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=RECIPES, default="semantic",
                         help="semantic: labels are classes; instance: labels are instance maps, "
                              "and a Mask R-CNN is trained (default: %(default)s)")
-    data = parser.add_argument_group("data (PNG, JPEG, TIFF or Zarr; or .nii, .nii.gz or .npy, for a "
-                                     "3-D model; paired by file name)")
+    data = parser.add_argument_group("data (PNG, JPEG, TIFF or Zarr; or .nii, .nii.gz or .npy, for "
+                                     "a 3-D model; paired by file name)")
     data.add_argument("--images", type=Path, required=True, metavar="DIR")
     data.add_argument("--labels", type=Path, required=True, metavar="DIR")
     data.add_argument("--val-images", type=Path, metavar="DIR",
