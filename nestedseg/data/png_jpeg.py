@@ -36,7 +36,7 @@ class Picture:
         ValueError: the file is damaged, animated, or too large to decode.
     """
 
-    windowed = False
+    windowed = mapped = False
     nodata: float | None = None
 
     def __init__(self, path: Path, indexed: bool = False) -> None:

@@ -66,6 +66,11 @@ class Volume:
         return self.stored.shape[3] if self.stored.ndim == 4 else 1
 
     @property
+    def mapped(self) -> bool:
+        """Whether reading decodes nothing."""
+        return isinstance(self.stored, np.ndarray) or self.stored.source.mapped
+
+    @property
     def dtype(self) -> np.dtype:
         """The type of the numbers that `read` gives."""
         return self.stored.dtype if self.scale == (1, 0) else np.dtype(np.float32)
@@ -262,7 +267,7 @@ class Resampled:
             are interpolated linearly.
     """
 
-    windowed = False
+    windowed = mapped = False
 
     def __init__(self, volume: Volume, shape: tuple[int, ...], nearest: bool = False) -> None:
         self.volume, self.shape, self.nearest = volume, shape, nearest
