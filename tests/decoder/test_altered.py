@@ -9,7 +9,7 @@ from functools import reduce
 
 import pytest
 import torch
-from alterations import CASES, PLACES, add_lora, altered, image, make
+from alterations import CASES, ONCE, PLACES, add_lora, altered, image, make
 from torch import nn
 from torch.nn.utils import weight_norm as old_weight_norm
 
@@ -46,9 +46,8 @@ def plain(model):
 
 
 # A few of each: every place, and every alteration.
-FEW = [name for name in CASES if name.startswith(("hook on", "replaced on")) or name.endswith(
-    ("on conv1", "on edge.up"))]
-MANY = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in CASES]
+MANY = [pytest.param(name, marks=() if name in ONCE or name.startswith("hook on") else
+                     pytest.mark.slow) for name in CASES]
 
 
 # -- every form ------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ ENCODERS = {"plain": PLAIN, "plain 3-D": PLAIN | {"dims": 3},
             "test_convnext": TIMM | {"encoder": "test_convnext"},
             "test_vit": TIMM | {"encoder": "test_vit", "encoder_taps": (0, 0, 1, 1)}}
 FORMS = ("full", "pruned", "fused", "ensemble")
-QUICK = [("unet", "plain 3-D", "full"), ("fpn_plus", "test_resnet", "pruned")]
+QUICK = [("unet", "plain 3-D", "fused"), ("fpn_plus", "test_resnet", "pruned")]
 STYLES = [{"upsample": "transpose", "norm": None}, {"upsample": "bilinear", "norm": "group"},
           {"upsample": "bilinear_corners"}, {"upsample": "bicubic"},
           {"norm": "instance", "activation": "prelu"}, {"encoder": "test_resnet", "stem": 4},
