@@ -421,7 +421,8 @@ def test_a_branch_that_only_a_zero_can_replace():
     assert all(name.startswith("first") for name, _ in model.named_parameters())
 
 
-@pytest.mark.parametrize("name", ["test_vit", "hrnet_w18_small"])
+@pytest.mark.parametrize("name", [
+    "test_vit", pytest.param("hrnet_w18_small", marks=pytest.mark.slow)])
 def test_pruning_twice_leaves_what_pruning_once_does(name):
     with torch.device("meta"):
         twice, once, later = (make(name).encoder for _ in range(3))

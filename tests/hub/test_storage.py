@@ -508,7 +508,7 @@ def two_models():
 @pytest.fixture(scope="module")
 def one_file():
     """A model of one head."""
-    return make("unet", seed=2, encoder_channels=(5, 4, 3), deep_supervision=False)
+    return make("unet", seed=2, encoder_channels=(5, 4), deep_supervision=False)
 
 
 def which(folder, models):
