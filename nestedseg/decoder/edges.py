@@ -16,11 +16,12 @@ from nestedseg.decoder.layers import (
     init_he,
     max_pool,
 )
-from nestedseg.decoder.untouched import alteration
+from nestedseg.decoder.untouched import alteration, bypassed
 
 TRANSPOSED = tuple(CONV_TRANSPOSE.values())
 
 
+@bypassed
 class Edge(nn.Module):
     """Brings one input of a node to the node's resolution, and to another width where needed.
 
