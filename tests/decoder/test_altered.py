@@ -145,9 +145,10 @@ def test_hooks_on_all_modules_are_called():
 # -- classes whose methods are replaced -----------------------------------------------------------
 
 CALL = ("__call__", "_call_impl")  # whatever the class, by default of a few
+ALIKE = {type(make()) for make in ACTIVATIONS.values()} - {nn.ReLU}
 REPLACED = [pytest.param(cls, name, id=f"{cls.__module__}.{cls.__qualname__}.{name}",
-                         marks=() if cls in (nn.Conv2d, DoubleConv, nn.Module) or name not in CALL
-                         else pytest.mark.slow)
+                         marks=() if cls in (nn.Conv2d, DoubleConv, nn.Module) or
+                         (name not in CALL and cls not in ALIKE) else pytest.mark.slow)
             for cls in (*METHODS, DoubleConv, Block, Recomputable, nn.Module)
             for name in (*CALL, "forward", "compute", "_conv_forward")
             if hasattr(cls, name) and (cls, name) != (nn.Module, "forward")]
