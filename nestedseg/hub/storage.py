@@ -248,18 +248,15 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         ValueError: the file is damaged, or its header is too large or has a name twice.
     """
-    with opened(path) as file:
+    with opened(path) as file, _damage():
         size = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))[0]
         if size > MAX_JSON_BYTES:
-            raise ValueError(f"damaged, or not a safetensors file: a header of {size} bytes; at "
-                             f"most {MAX_JSON_BYTES} are allowed")
+            raise ValueError(f"a header of {size} bytes; at most {MAX_JSON_BYTES} are allowed")
         header = parse_json(file.read(size))  # here, because safetensors accepts a name twice
         header.pop("__metadata__", None)
-        end = max((_end(name, entry) for name, entry in header.items()), default=0)
-        if os.fstat(file.fileno()).st_size != 8 + size + end:
-            raise ValueError("damaged, or not a safetensors file: it has "
-                             f"{os.fstat(file.fileno()).st_size} bytes, but its header says "
-                             f"{8 + size + end}")
+        end = 8 + size + max((_end(name, entry) for name, entry in header.items()), default=0)
+        if (found := os.fstat(file.fileno()).st_size) != end:
+            raise ValueError(f"it has {found} bytes, but its header says {end}")
     return {name: tuple(entry["shape"]) for name, entry in header.items()}
 
 
@@ -268,7 +265,7 @@ def _end(name: str, entry: Any) -> int:
     shape, offsets = (entry.get("shape"), entry.get("data_offsets")) if isinstance(entry, dict) \
         else (None, None)
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
-        raise ValueError(f"damaged, or not a safetensors file: {show(name)} is {show(entry)}")
+        raise ValueError(f"{show(name)} is {show(entry)}")
     return offsets[1]
 
 
@@ -300,5 +297,5 @@ def sha256(path: Path) -> str:
 def _damage() -> Iterator[None]:
     try:
         yield
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"damaged, or not a safetensors file: {error}") from error
