@@ -277,8 +277,8 @@ def check_encoder(source: Source, layout: Layout, known: Mapping[str, tuple[int,
         shapes = read_header(source, file, source.get(file), layout.checksums.get(file))
         if any(shapes.get(f"{prefix}{name}") == shape for name, shape in known.items()):
             return
-    raise ValueError(f"{source.where(layout.file)}: its tensors are not those of its config: no "
-                     f"tensor {show(prefix + '...')} has the name and shape of one of the encoder's")
+    raise ValueError(f"{source.where(layout.file)}: its tensors are not those of its config: none "
+                     "has the name and shape of a tensor of its encoder")
 
 
 def check_names(wanted: Set[str], found: Set[str], known: Set[str] | None, by: str) -> None:

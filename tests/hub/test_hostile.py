@@ -300,7 +300,7 @@ def test_an_encoder_that_is_not_in_the_weights_is_not_tried(folder, name, tensor
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"][f"encoder.model.{tensor}"] = SECOND
     (folder / INDEX).write_text(json.dumps(index))
-    refused(folder, "one of the encoder's")
+    refused(folder, "of a tensor of its encoder")
 
 
 def test_an_image_size_of_an_encoder_of_any_size(tmp_path):
