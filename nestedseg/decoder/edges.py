@@ -49,7 +49,8 @@ class Edge(nn.Module):
         elif (project or (self.rises and up_channels)) and source.channels != wanted:
             self.project = CONV[style.dims](source.channels, wanted, 1)
             self.out_channels = wanted
-        self.apply(init_he)
+        for layer in self.children():
+            init_he(layer)
 
     @property
     def composes(self) -> bool:

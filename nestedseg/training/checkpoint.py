@@ -72,8 +72,6 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         OSError: it cannot be written; the earlier one is still there.
     """
-    for leftover in path.parent.glob(f".{path.stem}.*{path.suffix}"):
-        leftover.unlink()  # of a run that was killed
     # torch's own writer raises a RuntimeError where the disk is full
     with writing(f"the checkpoint {path}", "The one of the epoch before is unchanged",
                  RuntimeError), drafted(path) as draft:
