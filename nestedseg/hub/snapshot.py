@@ -11,6 +11,7 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 
+from nestedseg.base.regular_files import open_regular
 from nestedseg.hub import storage
 
 OPEN_FILES = Path("/dev/fd")  # where the system gives open files a path; Windows does not
@@ -68,11 +69,11 @@ def take(directory: Path, files: dict[str, int]) -> bool:
     config = storage.find(directory, storage.CONFIG)
     if config is None or len(weights_in(directory)) > MOST_FILES:
         return True
-    files[storage.CONFIG] = storage.open_regular(config)
+    files[storage.CONFIG] = open_regular(config)
     for name in weights_in(directory):
         path = storage.find(directory, name)
         if path is not None:
-            files[name] = storage.open_regular(path)
+            files[name] = open_regular(path)
     return (storage.find(directory, storage.CONFIG) == config and
             os.path.samestat(os.fstat(files[storage.CONFIG]), config.stat()))
 

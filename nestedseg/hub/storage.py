@@ -20,12 +20,13 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, TypeGuard
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nestedseg.base.errors import show
+from nestedseg.base.regular_files import opened, read_at_most
 from nestedseg.hub.lock import locked
 from nestedseg.topology.graph import no_duplicates
 
@@ -186,45 +187,13 @@ def _is_regular(path: Path) -> bool:
     return stat.S_ISREG(mode)
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """A regular file to read, from its beginning.
-
-    Raises:
-        ValueError: it is no regular file.
-    """
-    with os.fdopen(open_regular(path), "rb") as file:
-        file.seek(0)  # the path of an open file may share its position, see `Snapshot`
-        yield file
-
-
-def open_regular(path: Path) -> int:
-    """The descriptor of a regular file to read. A pipe is not waited for.
-
-    Raises:
-        ValueError: it is no regular file.
-    """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
-                         | getattr(os, "O_BINARY", 0))
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    raise ValueError(f"{str(path)!r} is not a regular file")
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
         ValueError: the file is too large, is not a JSON object, or has a key twice.
     """
-    with opened(path) as file:
-        text = file.read(MAX_JSON_BYTES + 1)
-        if len(text) > MAX_JSON_BYTES:
-            size = os.fstat(file.fileno()).st_size
-            raise ValueError(f"the file is too large: {size} bytes, allowed are at most "
-                             f"{MAX_JSON_BYTES}")
-    return parse_json(text)
+    return parse_json(read_at_most(path, MAX_JSON_BYTES))
 
 
 def parse_json(text: bytes) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A checkpoint on disk: whatever is wrong with it is one error that says what can be done."""
 
 import errno
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -62,6 +63,8 @@ DAMAGES = {
     "a tensor": lambda path: torch.save(torch.zeros(2), path),
     "more than tensors": lambda path: torch.save(shutil.copyfile, path),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a device": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
     **{f"no {part}": without(part) for part in checkpoint.PARTS},
     **{f"{part} is a number": changed(part, 5) for part in checkpoint.PARTS if part != "scaler"},
     "the model of another": changed("model", {"weight": torch.zeros(2)}),
