@@ -68,7 +68,7 @@ class LabelledImages:
         self.pairs, self.classes, self.binary = list(pairs), classes, binary
         self.nodata = nodata
         self.spacing = None if spacing is None else check_spacing(spacing)
-        self.dims = spatial_axes((path for pair in self.pairs for path in pair), dims)
+        self.dims = spatial_axes((path for pair in self.pairs for path in pair.pictures), dims)
         self.cache = Cache(cache) if isinstance(cache, (str, Path)) else cache
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._room = KEEP_BYTES if self.cache is None else 0
@@ -251,7 +251,8 @@ class LabelledImages:
         """What is known of an image: from the cache, or by reading it; kept if there is room."""
         image, entry = self._files[index][0], None
         if self.cache is not None:
-            entry = self.cache.entry(self.pairs[index], type(self).__name__, self.classes,
+            pair = self.pairs[index]
+            entry = self.cache.entry(pair.files, pair.label, type(self).__name__, self.classes,
                                      self.binary, self.spacing, self.nodata, suffix=".npz")
             found = Findings.load(entry)
             if found is not None:
