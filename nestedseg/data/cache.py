@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from nestedseg.data.layouts.drawing import Drawn
 from nestedseg.data.source import Source, whole
 
 MOST_BYTES = 64 * 2**30  # that a cache takes by default, and never more than half of what is free
@@ -59,8 +60,8 @@ class Cache:
             source: an opened file.
             facts: what else its numbers depend on, such as the spacing they are resampled to.
         """
-        return source if source.windowed else _Cached(source, self, self.entry([source.path],
-                                                                               *facts))
+        files = source.label.files if isinstance(source, Drawn) else [source.path]
+        return source if source.windowed else _Cached(source, self, self.entry(files, *facts))
 
     def entry(self, paths: Sequence[Path], *facts: Any, suffix: str = ".npy") -> Path:
         """Where something is kept that depends on these files and facts.

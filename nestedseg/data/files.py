@@ -1,4 +1,4 @@
-"""Image and label files: the supported formats, and listing files. How they are paired: `layouts`."""
+"""Image and label files: the supported formats, and listing files. `layouts` pairs them."""
 
 from __future__ import annotations
 
@@ -62,6 +62,14 @@ class Pair(NamedTuple):
     def pictures(self) -> tuple[Path, ...]:
         """The image, and the label if it is a picture."""
         return (self.image, self.label) if isinstance(self.label, Path) else (self.image,)
+
+    @property
+    def label_file(self) -> Path:
+        """The label, which is a file, as those of volumes are."""
+        if not isinstance(self.label, Path):
+            raise ValueError(f"the label {self.label} of {self.image} is drawn, which is only "
+                             "possible for images")
+        return self.label
 
     @property
     def files(self) -> tuple[Path, ...]:

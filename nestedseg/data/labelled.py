@@ -112,6 +112,15 @@ class LabelledImages:
             image, label = self._files[index]
             return _squeezed(image.read(window)), self._target(index, label, window)
 
+    def examined(self, index: int, window: Sequence[slice]) -> tuple[np.ndarray, np.ndarray]:
+        """What `read` gives, as it is examined: with the classes that are counted.
+
+        Args:
+            index: of the image.
+            window: see `read`.
+        """
+        return self.read(index, window)
+
     def nodata_of(self, index: int) -> float | None:
         """The value of pixels that were not measured; ``None`` = there is none.
 
@@ -235,7 +244,7 @@ class LabelledImages:
         if self.cache is None:
             return image, label, spacing
         return (self.cache.wrap(image, "image", self.spacing),
-                self.cache.wrap(label, "label", self.spacing), spacing)
+                self.cache.wrap(label, "label", self.spacing, pair.label), spacing)
 
     def _examine_all(self, workers: int) -> list[Findings]:
         """The findings of all images, in worker processes where asked for, with a progress bar."""
@@ -259,7 +268,7 @@ class LabelledImages:
                 return found
         with self._naming(index):
             self._keep(index)
-            found = examine(lambda window: self.read(index, window), image.shape, image.channels,
+            found = examine(lambda window: self.examined(index, window), image.shape, image.channels,
                             self.nodata_of(index))
         if self.cache is not None and entry is not None:
             with self.cache.part(entry) as part:

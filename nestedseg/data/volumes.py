@@ -242,7 +242,7 @@ def open_volume_pair(pair: Pair, spacing: Sequence[float] | None = None
         ValueError: a file cannot be opened, or the label has several channels, or another shape or
             affine than the image.
     """
-    image, label = open_volume(pair.image), open_volume(pair.label)
+    image, label = open_volume(pair.image), open_volume(pair.label_file)
     _check_grids(image, label)
     if spacing is None:
         return image, label, image.spacing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -62,7 +63,7 @@ def read_list(path: str | Path, images: str | Path | None = None,
         _check_found(path, found, kind, place, finder)
     pairs = [Pair(image, label, row.group, row.split) for row, image, label in found
              if image is not None and label is not None]
-    _check_distinct(path, [(row.line, pair.image) for (row, *_), pair in zip(found, pairs)])
+    _check_distinct(path, [(row, image) for row, image, _ in found if image is not None])
     _check_groups(path, pairs)
     spatial_axes(picture for pair in pairs for picture in pair.pictures)
     return pairs
@@ -83,21 +84,52 @@ def list_named(path: str | Path, images: str | Path | None = None, *, split: str
         ValueError: it is not a list; a name is that of no file; or no image is of this split.
     """
     path = as_path("a list", path)
-    find = _Finder(path.parent, images, image_suffix, recursive)
-    rows = _rows(path, (find, find))
+    rows = _named(path, _Finder(path.parent, images, image_suffix, recursive))
     if split is not None:
         choose("split", split, SPLITS)
-        counts = {name: sum(row.split == name for row in rows) for name in SPLITS}
+        counts = {name: sum(row.split == name for row, _ in rows) for name in SPLITS}
         if not counts[split]:
             raise ValueError(f"{path} has no image of the split {split!r}; it has {counts}. The "
                              "column split of a CSV table gives the split of each image")
-        rows = [row for row in rows if row.split == split]
-    found = [(row, find(row.image), None) for row in rows]
-    _check_found(path, found, "image", 1, find)
-    paths = [image for _, image, _ in found if image is not None]
-    _check_distinct(path, [(row.line, image) for (row, *_), image in zip(found, paths)])
+    paths = [image for row, image in rows if split in (None, row.split)]
     spatial_axes(paths)
     return paths
+
+
+def choose_pairs(pairs: Sequence[Pair], path: str | Path, images: str | Path, *,
+                 image_suffix: str = "", recursive: bool = False) -> list[Pair]:
+    """Those of some pairs whose images a list names, in its order, with its splits and groups.
+
+    Args:
+        pairs: of images in the folder.
+        path: of the list; see `read_list`.
+        images: folder of the images that it names.
+        image_suffix: see `read_list`.
+        recursive: see `read_list`.
+
+    Raises:
+        ValueError: it is not a list, or names an image that is not among the pairs.
+    """
+    path = as_path("a list", path)
+    known = {pair.image.resolve(): pair for pair in pairs}
+    rows = _named(path, _Finder(path.parent, images, image_suffix, recursive))
+    missing = [row for row, image in rows if image.resolve() not in known]
+    if missing:
+        raise ValueError(f"{path}, line {missing[0].line}, names {show(missing[0].image)}, which "
+                         f"has no label (so it is for {len(missing)} of {len(rows)} lines)")
+    chosen = [known[image.resolve()]._replace(split=row.split, group=row.group)
+              for row, image in rows]
+    _check_groups(path, chosen)
+    return chosen
+
+
+def _named(path: Path, find: _Finder) -> list[tuple[Row, Path]]:
+    """The lines of a list with the images that they name."""
+    found: list[Found] = [(row, find(row.image), None) for row in _rows(path, (find, find))]
+    _check_found(path, found, "image", 1, find)
+    named = [(row, image) for row, image, _ in found if image is not None]
+    _check_distinct(path, named)
+    return named
 
 
 class _Finder:
@@ -120,7 +152,7 @@ class _Finder:
             places = [folder / path for folder in (self.folder, self.beside) if folder is not None]
             places += [self.beside.joinpath(*path.parts[start:])
                        for start in range(1, len(path.parts))]
-            return next((place for place in places if place.exists()), None)
+            return next((place for place in places if os.path.exists(place)), None)
         return self.names.get(PurePosixPath(path).as_posix() + self.suffix)
 
     @cached_property
@@ -157,10 +189,15 @@ def _rows(path: Path, finders: Sequence[_Finder]) -> list[Row]:
             text = path.read_text(encoding="utf-8-sig")
         except OSError as error:
             raise ValueError(error.strerror) from error
+        if "\0" in text:
+            raise ValueError("it is no text")
         lines = text.splitlines()
         table = path.suffix.lower() in TABLES
-        rows = [*(_table(lines, TABLES[path.suffix.lower()]) if table else
-                  _lines(lines, *finders))]
+        try:
+            rows = [*(_table(lines, TABLES[path.suffix.lower()]) if table else
+                      _lines(lines, *finders))]
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
         if not rows:
             raise ValueError("it names no image")
     return rows
@@ -202,7 +239,8 @@ def _lines(lines: Sequence[str], find_image: Callable[[str], Path | None],
         gaps = [*GAP.finditer(line)]
         halves = [(line[:gap.start()], line[gap.end():]) for gap in gaps]
         both = [half for half in halves if find_image(half[0]) and find_label(half[1])]
-        yield Row(number, *(both or (halves if len(halves) == 1 else [(line,)]))[0])
+        image, label = both[0] if both else halves[0] if len(halves) == 1 else (line, "")
+        yield Row(number, image, label)
 
 
 def _check_found(path: Path, found: Sequence[Found], kind: str, place: int,
@@ -221,12 +259,12 @@ def _check_found(path: Path, found: Sequence[Found], kind: str, place: int,
                      f"{len(missing)} of {len(found)} lines)")
 
 
-def _check_distinct(path: Path, images: Sequence[tuple[int, Path]]) -> None:
+def _check_distinct(path: Path, named: Sequence[tuple[Row, Path]]) -> None:
     lines: dict[Path, int] = {}
-    for line, image in images:
-        first = lines.setdefault(image.resolve(), line)
-        if first != line:
-            raise ValueError(f"{path} names {image} twice, in the lines {first} and {line}; "
+    for row, image in named:
+        first = lines.setdefault(image.resolve(), row.line)
+        if first != row.line:
+            raise ValueError(f"{path} names {image} twice, in the lines {first} and {row.line}; "
                              "remove one of them")
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 from nestedseg.data.files import MOST_SEEN, contents, name_in, walk
@@ -28,8 +27,8 @@ def nearest_layout(images: Path, labels: Path) -> str:
         found += f"; in {labels}: {contents(labels)}"
     fits = sorted(_fits(images, labels), key=lambda fit: -fit[0])  # stable: the simplest first
     if not fits or fits[0][0] < 0.5:
-        return found + (". A list file can pair any names: --list pairs.csv, with the columns image "
-                        "and label" + _lists_near(images))
+        return (f"{found}. A list file can pair any names: --list pairs.csv, with the columns "
+                f"image and label{_lists_near(images)}")
     share, options = fits[0]
     how_many = "" if share == 1 else f" for {share:.0%} of the images"
     narrow = "; --list FILE chooses some of the images" + _lists_near(images) if share < 1 else ""
@@ -83,8 +82,9 @@ def _names(folder: Path, recursive: bool) -> list[str]:
 
 def _common_ending(names: Sequence[str]) -> str:
     """What all names end with, from a separator on: ``_leftImg8bit``; "" if there is nothing."""
-    backwards = os.path.commonprefix([name[::-1] for name in names])[::-1]
-    found = ENDING.search(backwards) if len(names) > 1 else None
+    first, last = min(backwards := [name[::-1] for name in names]), max(backwards)
+    same = sum(1 for _ in takewhile(lambda letters: letters[0] == letters[1], zip(first, last)))
+    found = ENDING.search(first[:same][::-1]) if len(names) > 1 else None
     return found.group() if found else ""
 
 
