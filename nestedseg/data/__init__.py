@@ -9,10 +9,11 @@ from nestedseg.data.layouts.folders import find_pairs
 from nestedseg.data.layouts.splits import split_pairs
 from nestedseg.data.patches import EpochSampler, Patches
 from nestedseg.data.preprocessing import preprocess
+from nestedseg.data.sets import LabelledSets
 from nestedseg.data.synthetic import synthetic_nuclei
 from nestedseg.data.volumes import Volume, new_mask, open_volume
 
 __all__ = ["Cache", "EpochSampler", "InstancePatches", "LabelledImages", "LabelledInstances",
-           "Pair", "Patches", "Volume", "find_pairs", "list_images", "new_mask", "open_image",
-           "open_volume", "preprocess", "read_image", "read_label", "spatial_axes", "split_pairs",
-           "synthetic_nuclei"]
+           "LabelledSets", "Pair", "Patches", "Volume", "find_pairs", "list_images", "new_mask",
+           "open_image", "open_volume", "preprocess", "read_image", "read_label", "spatial_axes",
+           "split_pairs", "synthetic_nuclei"]

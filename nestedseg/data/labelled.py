@@ -268,8 +268,8 @@ class LabelledImages:
                 return found
         with self._naming(index):
             self._keep(index)
-            found = examine(lambda window: self.examined(index, window), image.shape, image.channels,
-                            self.nodata_of(index))
+            found = examine(lambda window: self.examined(index, window), image.shape,
+                            image.channels, self.nodata_of(index))
         if self.cache is not None and entry is not None:
             with self.cache.part(entry) as part:
                 found.save(part)

@@ -176,8 +176,9 @@ def test_coco_becomes_classes(tmp_path):
 
 def test_coco_with_some_classes_in_an_order_of_ones_own(tmp_path):
     path = coco(tmp_path)
-    for given, names, dog, cat in ((["dog", "cat"], ["background", "dog", "cat"], 1, 2),
-                                   (["background", "dog"], ["dog"], 1, 0), (["dog"], ["dog"], 1, 0)):
+    for given, names, dog, cat in (
+            (["dog", "cat"], ["background", "dog", "cat"], 1, 2),
+            (["background", "dog"], ["dog"], 1, 0), (["dog"], ["dog"], 1, 0)):
         pairs, found = read_coco(path, tmp_path, class_names=given)
         label = pairs[0].label.draw(SHAPE)
         assert found == names and label[8, 8] == dog and label[3, 3] == (cat or dog)
@@ -200,7 +201,8 @@ def test_the_cache_keeps_the_labels_of_one_file_apart(tmp_path):
         images = LabelledImages(pairs, classes=3, cache=tmp_path / "cache")
         for index, pair in enumerate(pairs):
             np.testing.assert_array_equal(images[index][1], pair.label.draw(SHAPE))
-    other, _ = read_coco(tmp_path / "images/c.json", tmp_path / "images", class_names=["dog", "cat"])
+    other, _ = read_coco(tmp_path / "images/c.json", tmp_path / "images",
+                         class_names=["dog", "cat"])
     images = LabelledImages(other, classes=3, cache=tmp_path / "cache")
     np.testing.assert_array_equal(images[0][1], other[0].label.draw(SHAPE))
 

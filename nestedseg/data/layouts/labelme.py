@@ -9,13 +9,20 @@ from typing import Any
 import numpy as np
 
 from nestedseg.base.errors import as_path, blamed, choose, show
-from nestedseg.data.files import Pair, list_images, name_in, spatial_axes
+from nestedseg.data.files import Pair, list_images, name_in, spatial_axes, walk
 from nestedseg.data.layouts.classes import BACKGROUND, Classes, choose_classes
 from nestedseg.data.layouts.drawing import Circle, Drawing, Polygons, Region
 from nestedseg.data.layouts.json_file import field, points_of, read_json, size_of
 
 SHAPES = ("polygon", "rectangle", "circle")
 GROUND = "_background_"  # labelme's own name of the background
+
+
+def has_labelme(images: Path, labels: Path, recursive: bool = False) -> bool:
+    """Whether the labels in a folder are labelme's JSON files: beside the images, or alone."""
+    if not labels.is_dir() or not any(labels.glob("**/*.json" if recursive else "*.json")):
+        return False
+    return (images.is_dir() and images.samefile(labels)) or not any(walk(labels, recursive))
 
 
 def read_labelme(images: str | Path, labels: str | Path, *, instances: bool = False,

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 from nestedseg.base.errors import as_path, blamed, choose, nearest, show
@@ -16,6 +16,7 @@ from nestedseg.data.layouts.splits import SPLITS
 
 COLUMNS = ("image", "label", "split", "group")
 TABLES = {".csv": ",", ".tsv": "\t"}
+LISTS = (".txt", *TABLES)  # suffixes of lists
 MOST_BYTES = 2**28  # of a list
 GAP = re.compile(r"\s*[,\t]\s*|\s+")
 
@@ -38,8 +39,8 @@ def read_list(path: str | Path, images: str | Path | None = None,
     A text file has a name a line, or an image and its label. A CSV or TSV table has a line of
     headings: ``image``, and perhaps ``label``, ``split`` (train, val or test) and ``group``; other
     columns are ignored. Names may be paths, with or without suffix; they are looked for in the
-    folders, then beside the list. Of a path that is not there, like those of another machine, the
-    longest end is taken that is a file beside the list.
+    folders, then beside the list. Of a full path of another machine the longest end is taken that
+    is a file beside the list.
 
     Args:
         path: of the list.
@@ -58,7 +59,7 @@ def read_list(path: str | Path, images: str | Path | None = None,
     path = as_path("a list", path)
     find_image = _Finder(path.parent, images, image_suffix, recursive)
     find_label = _Finder(path.parent, labels, label_suffix, recursive)
-    found = [_locate(row, find_image, find_label) for row in _rows(path, (find_image, find_label))]
+    found = [_locate(row, find_image, find_label) for row in _rows(path, find_image, find_label)]
     for kind, place, finder in (("image", 1, find_image), ("label", 2, find_label)):
         _check_found(path, found, kind, place, finder)
     pairs = [Pair(image, label, row.group, row.split) for row, image, label in found
@@ -125,7 +126,7 @@ def choose_pairs(pairs: Sequence[Pair], path: str | Path, images: str | Path, *,
 
 def _named(path: Path, find: _Finder) -> list[tuple[Row, Path]]:
     """The lines of a list with the images that they name."""
-    found: list[Found] = [(row, find(row.image), None) for row in _rows(path, (find, find))]
+    found: list[Found] = [(row, find(row.image), None) for row in _rows(path, find, Path)]
     _check_found(path, found, "image", 1, find)
     named = [(row, image) for row, image, _ in found if image is not None]
     _check_distinct(path, named)
@@ -148,10 +149,11 @@ class _Finder:
         if not text or "\0" in text:
             return None
         path = Path(text.replace("\\", "/"))
-        if known_suffix(path) or path.is_absolute():
+        if known_suffix(path):
             places = [folder / path for folder in (self.folder, self.beside) if folder is not None]
-            places += [self.beside.joinpath(*path.parts[start:])
-                       for start in range(1, len(path.parts))]
+            if PurePosixPath(path).is_absolute() or PureWindowsPath(text).is_absolute():
+                places += [self.beside.joinpath(*path.parts[start:])
+                           for start in range(1, len(path.parts))]
             return next((place for place in places if os.path.exists(place)), None)
         return self.names.get(PurePosixPath(path).as_posix() + self.suffix)
 
@@ -181,7 +183,8 @@ def _locate(row: Row, find_image: _Finder, find_label: _Finder) -> Found:
     return row, image, next(filter(None, labels), None)
 
 
-def _rows(path: Path, finders: Sequence[_Finder]) -> list[Row]:
+def _rows(path: Path, find_image: _Finder,
+          find_label: Callable[[str], Path | None]) -> list[Row]:
     with blamed(f"cannot read the list {path}"):
         try:
             if path.stat().st_size > MOST_BYTES:
@@ -195,7 +198,7 @@ def _rows(path: Path, finders: Sequence[_Finder]) -> list[Row]:
         table = path.suffix.lower() in TABLES
         try:
             rows = [*(_table(lines, TABLES[path.suffix.lower()]) if table else
-                      _lines(lines, *finders))]
+                      _lines(lines, find_image, find_label))]
         except csv.Error as error:
             raise ValueError(str(error)) from error
         if not rows:
@@ -227,20 +230,21 @@ def _table(lines: Sequence[str], comma: str) -> Iterator[Row]:
             yield Row(reader.line_num, **values)
 
 
-def _lines(lines: Sequence[str], find_image: Callable[[str], Path | None],
+def _lines(lines: Sequence[str], find_image: _Finder,
            find_label: Callable[[str], Path | None]) -> Iterator[Row]:
-    """A name a line, or two. A name may have spaces, so that which it is is seen by the files."""
+    """A name a line, or two. A name may have spaces, so the files tell where the second begins."""
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
-            continue
-        if find_image(line) is not None:
-            yield Row(number, line)
             continue
         gaps = [*GAP.finditer(line)]
         halves = [(line[:gap.start()], line[gap.end():]) for gap in gaps]
         both = [half for half in halves if find_image(half[0]) and find_label(half[1])]
-        image, label = both[0] if both else halves[0] if len(halves) == 1 else (line, "")
-        yield Row(number, image, label)
+        if both:
+            yield Row(number, *both[0])
+        elif len(halves) == 1 and not Path(find_image.folder or find_image.beside, line).exists():
+            yield Row(number, *halves[0])
+        else:
+            yield Row(number, line)
 
 
 def _check_found(path: Path, found: Sequence[Found], kind: str, place: int,

@@ -25,7 +25,7 @@ def nearest_layout(images: Path, labels: Path) -> str:
     found = f"; found in {images}: {contents(images)}"
     if labels != images:
         found += f"; in {labels}: {contents(labels)}"
-    fits = sorted(_fits(images, labels), key=lambda fit: -fit[0])  # stable: the simplest first
+    fits = sorted([*_parts(images, labels), *_fits(images, labels)], key=lambda fit: -fit[0])
     if not fits or fits[0][0] < 0.5:
         return (f"{found}. A list file can pair any names: --list pairs.csv, with the columns "
                 f"image and label{_lists_near(images)}")
@@ -54,8 +54,6 @@ def _fits(images: Path, labels: Path) -> Iterator[tuple[float, str]]:
                 options = f" --image-suffix {ending}" * bool(ending) \
                     + f" --label-suffix {suffix}" * bool(suffix) + more
                 yield share, options.strip() or "no further option"
-    yield from _parts(images, labels)
-
 
 def _parts(images: Path, labels: Path) -> Iterator[tuple[float, str]]:
     """Layouts in which the label of an image is several files."""
@@ -73,7 +71,7 @@ def _parts(images: Path, labels: Path) -> Iterator[tuple[float, str]]:
     cases = [name for name in _names(images, True) if "/images/" in f"/{name}"]
     if cases:
         own = sum((labels / Path(name).parent.parent / "masks").is_dir() for name in cases)
-        yield own / len(cases) * 1.01, "--label-parts instances --recursive"
+        yield own / len(cases), "--label-parts instances --recursive"
 
 
 def _names(folder: Path, recursive: bool) -> list[str]:
