@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,7 +118,7 @@ def find_files(args: argparse.Namespace) -> Files:
         train, held_out = fold_pairs(train, args.fold, args.folds, args.seed)
     elif not held_out:
         train, held_out = split_pairs(train, args.val_fraction, args.seed)
-    _check_apart(train, held_out)
+    _warn_of_overlap(train, held_out)
     return Files(train, held_out, rest)
 
 
@@ -197,11 +198,11 @@ def _settle_classes(args: argparse.Namespace, found: Found) -> None:
     args.classes, args.class_names = found.classes, list(found.names) or None
 
 
-def _check_apart(train: Sequence[Pair], validation: Sequence[Pair]) -> None:
+def _warn_of_overlap(train: Sequence[Pair], validation: Sequence[Pair]) -> None:
     both = {pair.image.resolve() for pair in train} & {pair.image.resolve() for pair in validation}
     if both:
-        raise ValueError(f"{len(both)} images are both for training and for validation, the first "
-                         f"is {min(both)}; scores of such images say nothing")
+        print(f"warning: {len(both)} images are both for training and for validation, the first "
+              f"is {min(both)}; the scores say nothing about other images", file=sys.stderr)
 
 
 def write_files(path: Path, files: Files) -> None:

@@ -17,6 +17,7 @@ from nestedseg.cli.arguments import MODEL_HELP, device, one_or_all
 from nestedseg.cli.files import add_image_options, find_images
 from nestedseg.data import new_mask, open_volume, read_image, spatial_axes
 from nestedseg.data.files import split_name
+from nestedseg.data.volumes import mask_name
 from nestedseg.evaluation.visualise_masks import paint_classes, paint_instances, to_rgb
 from nestedseg.evaluation.visualise_volumes import Case, draw_slices
 from nestedseg.hub.storage import drafted, writing
@@ -96,7 +97,7 @@ def _predict_volume(args: argparse.Namespace, model: SegmentationModel, path: Pa
     slabs = predict_volume(model, volume, one_or_all(args.window), args.overlap)
     progress = require("tqdm").tqdm(total=volume.shape[0], desc=path.name, unit="plane",
                                     leave=False, disable=None)
-    with _naming(path), progress, new_mask(masks / path.name, volume) as mask:
+    with _naming(path), progress, new_mask(masks / mask_name(volume), volume) as mask:
         for planes, scores in slabs:
             mask[planes] = to_mask(scores, model.task)
             progress.update(planes.stop - planes.start)

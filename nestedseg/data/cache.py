@@ -72,7 +72,8 @@ class Cache:
             suffix: of the entry.
         """
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
-                 for path in paths]
+                 for folder in paths
+                 for path in (sorted(folder.iterdir()) if folder.is_dir() else [folder])]
         key = json.dumps([stats, [repr(fact) for fact in facts]])
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{suffix}"
 

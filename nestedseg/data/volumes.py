@@ -1,9 +1,11 @@
-"""Reads and writes volumes, which have three spatial axes, in parts: NIfTI, ``.npy``, TIFF, Zarr.
+"""Reads and writes volumes, which have three spatial axes, in parts: NIfTI, ``.npy``, TIFF, Zarr,
+and through SimpleITK NRRD, MetaImage and DICOM.
 
-Whatever the order of axes in a NIfTI file, in memory they are D, H, W = feet to head, back to
-front, left to right (nibabel's closest canonical orientation, slowest axis first). A mask is
-written with the axes of the file of its volume. The axes of an ``.npy`` array are taken as they
-are, and its voxels as cubes of 1 mm; those of a TIFF stack or a Zarr array are Z, Y, X.
+Whatever the order of axes in a NIfTI, NRRD, MetaImage or DICOM file, in memory they are D, H, W =
+feet to head, back to front, left to right (nibabel's closest canonical orientation, slowest axis
+first). A mask is written with the axes of the file of its volume. The axes of an ``.npy`` array are
+taken as they are, and its voxels as cubes of 1 mm; those of a TIFF stack or a Zarr array are Z, Y,
+X.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +25,15 @@ from torch.nn import functional as F
 
 from nestedseg.base.errors import as_path
 from nestedseg.base.extras import require
-from nestedseg.data.files import Pair, split_name
+from nestedseg.data.files import Pair, known_suffix, split_name
+from nestedseg.data.medical import read_itk, read_series, write_itk
 from nestedseg.data.source import Source, by, whole
 from nestedseg.data.tiff import Tiff
 from nestedseg.data.zarr_array import ZarrArray
 
 MAX_VOXELS = 2 ** 31  # of a resampled volume
+# formats of SimpleITK, each with the format, of one file, in which masks are written
+MASK_OF = {".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}
 DEFLATE = 1032  # a gzip file unpacks to at most this many times its size
 
 
@@ -137,17 +142,21 @@ class Volume:
 
 
 def open_volume(path: str | Path) -> Volume:
-    """Opens a NIfTI or ``.npy`` file, a TIFF stack, or a Zarr array.
+    """Opens a NIfTI, NRRD, MetaImage or ``.npy`` file, a DICOM series, a TIFF stack or Zarr array.
+
+    The values of a DICOM series are rescaled as its files say, so those of CT are Hounsfield units.
 
     Args:
-        path: ends in ``.nii``, ``.nii.gz``, ``.npy``, ``.tif``, ``.tiff`` or ``.zarr``.
+        path: ends in ``.nii``, ``.nii.gz``, ``.npy``, ``.nrrd``, ``.nhdr``, ``.mha``, ``.mhd``,
+            ``.tif``, ``.tiff`` or ``.zarr``; or a folder with the slices of one DICOM series.
 
     Raises:
         ValueError: the file is missing or damaged, or does not contain a volume.
     """
     path = as_path("a volume", path)
+    reader = _open_series if path.is_dir() else _open_nifti
     try:
-        volume = OPEN.get(split_name(path)[1].lower(), _open_nifti)(path)
+        volume = OPEN.get(known_suffix(path), reader)(path)
     except ImportError:
         raise
     except Exception as error:  # nibabel, NumPy and gzip raise many kinds for a damaged file
@@ -168,7 +177,16 @@ def _open_stack(path: Path) -> Volume:
                   nodata=source.nodata)
 
 
-OPEN = {".npy": _open_array, ".tif": _open_stack, ".tiff": _open_stack, ".zarr": _open_stack}
+def _open_itk(path: Path) -> Volume:
+    return _of_nibabel(path, read_itk(path))
+
+
+def _open_series(path: Path) -> Volume:
+    return _of_nibabel(path, read_series(path))
+
+
+OPEN = {".npy": _open_array, ".tif": _open_stack, ".tiff": _open_stack, ".zarr": _open_stack,
+        **dict.fromkeys(MASK_OF, _open_itk)}
 
 
 class OnAccess:
@@ -198,13 +216,19 @@ def _open_nifti(path: Path) -> Volume:
     if size > most * (DEFLATE if path.suffix.lower() == ".gz" else 1):  # before memory is allocated
         raise ValueError(f"its header says {size:.0f} bytes of voxels, but the file has only "
                          f"{most} bytes")
+    return _of_nibabel(path, source, data.get_unscaled, (data.slope, data.inter))
+
+
+def _of_nibabel(path: Path, source: Any, read: Callable[[], np.ndarray] | None = None,
+                scale: tuple[float, float] = (1.0, 0.0)) -> Volume:
+    """The volume of nibabel's image, whose voxels are in memory unless ``read`` gives them."""
     if not np.isfinite(source.affine).all() or not np.linalg.det(source.affine[:3, :3]):
         raise ValueError(f"its affine is not invertible: {source.affine.tolist()}")
-    stored = data.get_unscaled()
+    stored = np.asanyarray(source.dataobj) if read is None else read()
     if stored.ndim == 4 and stored.shape[3] == 1:  # a time series of length 1
         stored = stored[..., 0]
     stored = _canonical(_checked_axes(stored), source.affine)
-    return Volume(path, stored, _spacing(source.affine), (data.slope, data.inter), source)
+    return Volume(path, stored, _spacing(source.affine), scale, source)
 
 
 def _checked_axes(stored: np.ndarray) -> np.ndarray:
@@ -280,8 +304,9 @@ class Resampled:
 
 def _check_grids(image: Volume, label: Volume) -> None:
     if (image.source is None) != (label.source is None):
-        raise ValueError(f"{image.path} and its label {label.path} must both be NIfTI or both "
-                         ".npy; otherwise their axes may differ")
+        raise ValueError(f"{image.path} and its label {label.path} must both have an affine, as "
+                         "NIfTI, NRRD, MetaImage and DICOM files do, or neither; otherwise their "
+                         "axes may differ")
     if label.channels != 1:
         raise ValueError(f"the label {label.path} has {label.channels} channels; expected one "
                          "whole number per voxel")
@@ -319,8 +344,9 @@ def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
     header and affine of ``like``. It appears at ``path`` when it is complete.
 
     Args:
-        path: ``.nii`` or ``.nii.gz``; if ``like`` is an ``.npy`` file, ``.npy``; if it is a TIFF
-            stack or Zarr array, ``.tif``.
+        path: ``.nii`` or ``.nii.gz``; ``.nrrd`` or ``.mha`` too, if ``like`` has this format or the
+            one of two files, ``.nhdr`` or ``.mhd``; if it is an ``.npy`` file, ``.npy``; if it is a
+            TIFF stack or Zarr array, ``.tif``.
         like: the volume that was segmented.
 
     Raises:
@@ -333,7 +359,7 @@ def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
         raise ValueError(f"the mask of {like.path} must be a {' or '.join(allowed)} file, got "
                          f"{path}")
     draft = path.with_name(f".{name}.{os.getpid()}{'.npy' if like.source is None else '.nii'}")
-    packed = draft.with_suffix(".gz")
+    packed = draft.with_name(draft.name + suffix)
     try:
         mask = _create_file(draft, like)
         affine = like.affine
@@ -345,6 +371,9 @@ def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
         elif suffix.lower() in (".tif", ".tiff"):
             _write_stack(packed, mask, like.spacing)
             os.replace(packed, path)
+        elif suffix.lower() in MASK_OF.values():
+            write_itk(packed, mask, like.path)
+            os.replace(packed, path)
         else:
             os.replace(draft, path)
     finally:
@@ -352,9 +381,22 @@ def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
         packed.unlink(missing_ok=True)
 
 
+def mask_name(like: Volume) -> str:
+    """The name of a volume's mask: as the volume's own, where `new_mask` can write its format.
+
+    Args:
+        like: the volume. The mask of a DICOM series is a ``.nii.gz`` file.
+    """
+    name, suffix = split_name(like.path)
+    allowed = _mask_suffixes(like)
+    return like.path.name if suffix.lower() in allowed else name + allowed[0]
+
+
 def _mask_suffixes(like: Volume) -> tuple[str, ...]:
+    """The suffixes that a mask may have, the most natural first."""
+    own = MASK_OF.get(known_suffix(like.path))
     if like.source is not None:
-        return (".nii", ".nii.gz")
+        return (*([own] if own else []), ".nii.gz", ".nii")
     return (".tif", ".tiff") if isinstance(like.stored, OnAccess) else (".npy",)
 
 

@@ -448,7 +448,6 @@ def test_nested_folders_with_suffixes_on_the_command_line(pictures):
     (("--list", "all.csv", "--fold", "1"), "--fold and --folds together"),
     (("--list", "all.csv", "--fold", "0", "--folds", "5"), "says which images are for validation"),
     (("--list", "all.csv", "--val-list", "all.csv"), "says which images are for validation"),
-    (("--list", "groups.csv", "--val-list", "groups.csv"), "10 images are both for training"),
     (("--list", "all.csv", "--label-parts", "classes"), "classes needs --images and --labels"),
     (("--list", "all.csv", "--label-parts", "channels", "--binary"), "leave it out with --binary"),
 ])
@@ -456,6 +455,12 @@ def test_options_that_contradict_each_other(pictures, monkeypatch, words, messag
     monkeypatch.chdir(pictures)
     with pytest.raises(ValueError, match=message):
         find_files(train_options(*words))
+
+
+def test_images_for_both_training_and_validation_are_told(pictures, capsys):
+    table = pictures / "groups.csv"
+    assert len(find_files(train_options("--list", table, "--val-list", table)).train) == 10
+    assert "10 images are both for training and for validation" in capsys.readouterr().err
 
 
 def test_predict_says_what_it_needs(pictures, tmp_path):
