@@ -63,7 +63,8 @@ def satellite(folder: Path) -> None:
             rng = np.random.default_rng(number + 100 * (part == "test"))
             objects = blobs(rng, (160, 200), 12, (8, 26))
             label = np.where(objects > 0, 1 + objects % 2, 0).astype(np.uint8)
-            light = np.array([[400, 500, 600, 700], [300, 700, 400, 2600], [1500, 1500, 1600, 1700]])
+            light = np.array([[400, 500, 600, 700], [300, 700, 400, 2600],
+                              [1500, 1500, 1600, 1700]])
             image = light[label] + rng.normal(0, 120, (160, 200, 4))
             image = image.clip(1, 4095).astype(np.uint16)
             image[:, :12] = 0  # not seen by the satellite

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from nestedseg.data.layouts.drawing import Drawn
 from nestedseg.data.source import Source, blocks, whole
 
 MOST_BYTES = 64 * 2**30  # that a cache takes by default, and never more than half of what is free
@@ -60,8 +61,10 @@ class Cache:
             source: an opened file.
             facts: what else its numbers depend on, such as the spacing they are resampled to.
         """
-        return source if source.mapped else _Cached(source, self,
-                                                    self.entry([source.path], *facts))
+        if source.mapped:
+            return source
+        files = source.label.files if isinstance(source, Drawn) else [source.path]
+        return _Cached(source, self, self.entry(files, *facts))
 
     def entry(self, paths: Sequence[Path], *facts: Any, suffix: str = ".npy") -> Path:
         """Where something is kept that depends on these files and facts.
@@ -72,7 +75,8 @@ class Cache:
             suffix: of the entry.
         """
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
-                 for path in paths]
+                 for folder in paths
+                 for path in (sorted(folder.iterdir()) if folder.is_dir() else [folder])]
         key = json.dumps([stats, [repr(fact) for fact in facts]])
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{suffix}"
 

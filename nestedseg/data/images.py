@@ -9,6 +9,7 @@ import numpy as np
 
 from nestedseg.base.errors import as_path
 from nestedseg.data.files import Pair
+from nestedseg.data.layouts.drawing import Drawn
 from nestedseg.data.png_jpeg import JPEG, PNG, Picture
 from nestedseg.data.preprocessing import missing
 from nestedseg.data.source import Source, decoding
@@ -105,7 +106,7 @@ def read_label(path: str | Path) -> np.ndarray:
     return as_whole(pixels, path)
 
 
-def as_whole(label: np.ndarray, path: str | Path) -> np.ndarray:
+def as_whole(label: np.ndarray, path: object) -> np.ndarray:
     """The numbers of a label ``(*spatial, C)`` as an integer type; equal channels become one.
 
     Raises:
@@ -133,7 +134,10 @@ def open_image_pair(pair: Pair, spacing: Sequence[float] | None = None
     if spacing is not None:
         raise ValueError(f"spacing is only for volumes, not for images such as {pair.image}, got "
                          f"{spacing}")
-    image, label = open_image(pair.image), open_image(pair.label, indexed=True)
+    image = open_image(pair.image)
+    if not isinstance(pair.label, Path):
+        return image, Drawn(pair.label, image.shape), SPACING
+    label = open_image(pair.label, indexed=True)
     if image.shape != label.shape:
         raise ValueError(f"{pair.image} is {image.shape[1]} x {image.shape[0]} pixels, but its "
                          f"label {pair.label} is {label.shape[1]} x {label.shape[0]}")

@@ -68,7 +68,7 @@ class LabelledImages:
         self.pairs, self.classes, self.binary = list(pairs), classes, binary
         self.nodata = nodata
         self.spacing = None if spacing is None else check_spacing(spacing)
-        self.dims = spatial_axes((path for pair in self.pairs for path in pair), dims)
+        self.dims = spatial_axes((path for pair in self.pairs for path in pair.pictures), dims)
         self.cache = Cache(cache) if isinstance(cache, (str, Path)) else cache
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._room = KEEP_BYTES if self.cache is None else 0
@@ -111,6 +111,15 @@ class LabelledImages:
         with self._naming(index):
             image, label = self._files[index]
             return _squeezed(image.read(window)), self._target(index, label, window)
+
+    def examined(self, index: int, window: Sequence[slice]) -> tuple[np.ndarray, np.ndarray]:
+        """What `read` gives, as it is examined: with the classes that are counted.
+
+        Args:
+            index: of the image.
+            window: see `read`.
+        """
+        return self.read(index, window)
 
     def nodata_of(self, index: int) -> float | None:
         """The value of pixels that were not measured; ``None`` = there is none.
@@ -235,7 +244,7 @@ class LabelledImages:
         if self.cache is None:
             return image, label, spacing
         return (self.cache.wrap(image, "image", self.spacing),
-                self.cache.wrap(label, "label", self.spacing), spacing)
+                self.cache.wrap(label, "label", self.spacing, pair.label), spacing)
 
     def _examine_all(self, workers: int) -> list[Findings]:
         """The findings of all images, in worker processes where asked for, with a progress bar."""
@@ -251,15 +260,16 @@ class LabelledImages:
         """What is known of an image: from the cache, or by reading it; kept if there is room."""
         image, entry = self._files[index][0], None
         if self.cache is not None:
-            entry = self.cache.entry(self.pairs[index], type(self).__name__, self.classes,
+            pair = self.pairs[index]
+            entry = self.cache.entry(pair.files, pair.label, type(self).__name__, self.classes,
                                      self.binary, self.spacing, self.nodata, suffix=".npz")
             found = Findings.load(entry)
             if found is not None:
                 return found
         with self._naming(index):
             self._keep(index)
-            found = examine(lambda window: self.read(index, window), image.shape, image.channels,
-                            self.nodata_of(index))
+            found = examine(lambda window: self.examined(index, window), image.shape,
+                            image.channels, self.nodata_of(index))
         if self.cache is not None and entry is not None:
             with self.cache.part(entry) as part:
                 found.save(part)

@@ -1,9 +1,11 @@
-"""Reads and writes volumes, which have three spatial axes, in parts: NIfTI, ``.npy``, TIFF, Zarr.
+"""Reads and writes volumes, which have three spatial axes, in parts: NIfTI, ``.npy``, TIFF, Zarr,
+and through SimpleITK NRRD, MetaImage and DICOM.
 
-Whatever the order of axes in a NIfTI file, in memory they are D, H, W = feet to head, back to
-front, left to right (nibabel's closest canonical orientation, slowest axis first). A mask is
-written with the axes of the file of its volume. The axes of an ``.npy`` array are taken as they
-are, and its voxels as cubes of 1 mm; those of a TIFF stack or a Zarr array are Z, Y, X.
+Whatever the order of axes in a NIfTI, NRRD, MetaImage or DICOM file, in memory they are D, H, W =
+feet to head, back to front, left to right (nibabel's closest canonical orientation, slowest axis
+first). A mask is written with the axes of the file of its volume. The axes of an ``.npy`` array are
+taken as they are, and its voxels as cubes of 1 mm; those of a TIFF stack or a Zarr array are Z, Y,
+X.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,15 @@ from torch.nn import functional as F
 
 from nestedseg.base.errors import as_path
 from nestedseg.base.extras import require
-from nestedseg.data.files import Pair, split_name
-from nestedseg.data.source import Source, by, whole
+from nestedseg.data.files import Pair, known_suffix, split_name
+from nestedseg.data.medical import read_itk, read_series, write_itk
+from nestedseg.data.source import Source, by, decoding, whole
 from nestedseg.data.tiff import Tiff
 from nestedseg.data.zarr_array import ZarrArray
 
 MAX_VOXELS = 2 ** 31  # of a resampled volume
+# formats of SimpleITK, each with the format, of one file, in which masks are written
+MASK_OF = {".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}
 DEFLATE = 1032  # a gzip file unpacks to at most this many times its size
 
 
@@ -48,7 +53,7 @@ class Volume:
     """
 
     path: Path
-    stored: np.ndarray | OnAccess
+    stored: np.ndarray | OnAccess | Unpacked
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
     scale: tuple[float, float] = (1.0, 0.0)
     source: Any = None
@@ -68,7 +73,9 @@ class Volume:
     @property
     def mapped(self) -> bool:
         """Whether reading decodes nothing."""
-        return isinstance(self.stored, np.ndarray) or self.stored.source.mapped
+        if isinstance(self.stored, OnAccess):
+            return self.stored.source.mapped
+        return isinstance(self.stored, np.ndarray)
 
     @property
     def dtype(self) -> np.dtype:
@@ -142,17 +149,28 @@ class Volume:
 
 
 def open_volume(path: str | Path) -> Volume:
-    """Opens a NIfTI or ``.npy`` file, a TIFF stack, or a Zarr array.
+    """Opens a NIfTI, NRRD, MetaImage or ``.npy`` file, a DICOM series, a TIFF stack or Zarr array.
+
+    The values of a DICOM series are rescaled as its files say, so those of CT are Hounsfield units.
 
     Args:
-        path: ends in ``.nii``, ``.nii.gz``, ``.npy``, ``.tif``, ``.tiff`` or ``.zarr``.
+        path: ends in ``.nii``, ``.nii.gz``, ``.npy``, ``.nrrd``, ``.nhdr``, ``.mha``, ``.mhd``,
+            ``.tif``, ``.tiff`` or ``.zarr``; or a folder with the slices of one DICOM series.
 
     Raises:
         ValueError: the file is missing or damaged, or does not contain a volume.
     """
-    path = as_path("a volume", path)
+    volume = _open_header(as_path("a volume", path))
+    if isinstance(volume.stored, Unpacked):
+        volume.stored.keep()
+    return volume
+
+
+def _open_header(path: Path) -> Volume:
+    """A volume of which a packed file is not unpacked yet."""
+    reader = _open_series if path.is_dir() else _open_nifti
     try:
-        volume = OPEN.get(split_name(path)[1].lower(), _open_nifti)(path)
+        volume = OPEN.get(known_suffix(path), reader)(path)
     except ImportError:
         raise
     except Exception as error:  # nibabel, NumPy and gzip raise many kinds for a damaged file
@@ -173,7 +191,16 @@ def _open_stack(path: Path) -> Volume:
                   nodata=source.nodata)
 
 
-OPEN = {".npy": _open_array, ".tif": _open_stack, ".tiff": _open_stack, ".zarr": _open_stack}
+def _open_itk(path: Path) -> Volume:
+    return _of_nibabel(path, read_itk(path))
+
+
+def _open_series(path: Path) -> Volume:
+    return _of_nibabel(path, read_series(path))
+
+
+OPEN = {".npy": _open_array, ".tif": _open_stack, ".tiff": _open_stack, ".zarr": _open_stack,
+        **dict.fromkeys(MASK_OF, _open_itk)}
 
 
 class OnAccess:
@@ -203,13 +230,65 @@ def _open_nifti(path: Path) -> Volume:
     if size > most * (DEFLATE if path.suffix.lower() == ".gz" else 1):  # before memory is allocated
         raise ValueError(f"its header says {size:.0f} bytes of voxels, but the file has only "
                          f"{most} bytes")
+    if path.suffix.lower() == ".gz":
+        return _packed(path, source)
+    return _of_nibabel(path, source, data.get_unscaled, (data.slope, data.inter))
+
+
+def _packed(path: Path, source: Any) -> Volume:
+    """A volume that is unpacked when its voxels are asked for."""
+    data = source.dataobj
+    plan = np.broadcast_to(np.zeros((), data.dtype), data.shape)  # takes no memory
+    volume = _of_nibabel(path, source, lambda: plan, (data.slope, data.inter))
+    return replace(volume, stored=Unpacked(path, source, volume.stored), windowed=False)
+
+
+class Unpacked:
+    """The voxels of a ``.nii.gz`` file as an array; they stay in memory only after `keep`.
+
+    Args:
+        path: of the file.
+        source: nibabel's image.
+        plan: an array of the same shape and type.
+    """
+
+    def __init__(self, path: Path, source: Any, plan: Any) -> None:
+        self.path, self.source = path, source
+        self.shape, self.dtype, self.ndim = plan.shape, plan.dtype, plan.ndim
+        self.kept: np.ndarray | None = None
+
+    def unpack(self) -> np.ndarray:
+        """Reads the voxels.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        with decoding(f"the volume {self.path}"):
+            stored = self.source.dataobj.get_unscaled()
+        return _canonical(_one_time(stored), self.source.affine)
+
+    def keep(self) -> None:
+        """Unpacks the voxels, and keeps them in memory."""
+        self.kept = self.unpack()
+
+    def __getitem__(self, window: slice | Sequence[slice]) -> np.ndarray:
+        array = self.unpack() if self.kept is None else self.kept
+        return array[window if isinstance(window, slice) else tuple(window)]
+
+
+def _of_nibabel(path: Path, source: Any, read: Callable[[], np.ndarray] | None = None,
+                scale: tuple[float, float] = (1.0, 0.0)) -> Volume:
+    """The volume of nibabel's image, whose voxels are in memory unless ``read`` gives them."""
     if not np.isfinite(source.affine).all() or not np.linalg.det(source.affine[:3, :3]):
         raise ValueError(f"its affine is not invertible: {source.affine.tolist()}")
-    stored = data.get_unscaled()
-    if stored.ndim == 4 and stored.shape[3] == 1:  # a time series of length 1
-        stored = stored[..., 0]
-    stored = _canonical(_checked_axes(stored), source.affine)
-    return Volume(path, stored, _spacing(source.affine), (data.slope, data.inter), source)
+    stored = np.asanyarray(source.dataobj) if read is None else read()
+    stored = _canonical(_checked_axes(_one_time(stored)), source.affine)
+    return Volume(path, stored, _spacing(source.affine), scale, source)
+
+
+def _one_time(stored: np.ndarray) -> np.ndarray:
+    """Without the axis of a time series of length 1."""
+    return stored[..., 0] if stored.ndim == 4 and stored.shape[3] == 1 else stored
 
 
 def _checked_axes(stored: np.ndarray) -> np.ndarray:
@@ -247,14 +326,46 @@ def open_volume_pair(pair: Pair, spacing: Sequence[float] | None = None
         ValueError: a file cannot be opened, or the label has several channels, or another shape or
             affine than the image.
     """
-    image, label = open_volume(pair.image), open_volume(pair.label)
+    image, label = _open_header(pair.image), _open_header(pair.label_file)
     _check_grids(image, label)
     if spacing is None:
-        return image, label, image.spacing
+        return _forgetting(image), _forgetting(label), image.spacing
     shape = image.shape_at(spacing)
     spacing = tuple(own * length / new for own, length, new
                     in zip(image.spacing, image.shape, shape))
-    return Resampled(image, shape), Resampled(label, shape, nearest=True), spacing
+    return (Resampled(_forgetting(image), shape),
+            Resampled(_forgetting(label), shape, nearest=True), spacing)
+
+
+def _forgetting(volume: Volume) -> Source:
+    """The volume, but one whose voxels are in memory is read again when they are asked for."""
+    in_memory = isinstance(volume.stored, np.ndarray) and _owner(volume.stored) is None
+    return Reread(volume) if in_memory else volume
+
+
+def _owner(array: Any) -> np.memmap | None:
+    """The memory-mapped file that an array is a view of."""
+    while array is not None and not isinstance(array, np.memmap):
+        array = getattr(array, "base", None)
+    return array
+
+
+class Reread:
+    """A volume of which only the header stays in memory; a `Source`.
+
+    Args:
+        volume: as it was opened.
+    """
+
+    windowed = mapped = False
+
+    def __init__(self, volume: Volume) -> None:
+        self.path, self.shape, self.channels = volume.path, volume.shape, volume.channels
+        self.dtype, self.nodata = volume.dtype, volume.nodata
+
+    def read(self, window: Sequence[slice] | None = None) -> np.ndarray:
+        """Reads a window; see `Source`."""
+        return open_volume(self.path).read(window)
 
 
 class Resampled:
@@ -269,7 +380,7 @@ class Resampled:
 
     windowed = mapped = False
 
-    def __init__(self, volume: Volume, shape: tuple[int, ...], nearest: bool = False) -> None:
+    def __init__(self, volume: Source, shape: tuple[int, ...], nearest: bool = False) -> None:
         self.volume, self.shape, self.nearest = volume, shape, nearest
         self.path, self.channels, self.nodata = volume.path, volume.channels, volume.nodata
         self.dtype = volume.dtype if nearest else np.dtype(np.float32)
@@ -285,8 +396,9 @@ class Resampled:
 
 def _check_grids(image: Volume, label: Volume) -> None:
     if (image.source is None) != (label.source is None):
-        raise ValueError(f"{image.path} and its label {label.path} must both be NIfTI or both "
-                         ".npy; otherwise their axes may differ")
+        raise ValueError(f"{image.path} and its label {label.path} must both have an affine, as "
+                         "NIfTI, NRRD, MetaImage and DICOM files do, or neither; otherwise their "
+                         "axes may differ")
     if label.channels != 1:
         raise ValueError(f"the label {label.path} has {label.channels} channels; expected one "
                          "whole number per voxel")
@@ -324,8 +436,9 @@ def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
     header and affine of ``like``. It appears at ``path`` when it is complete.
 
     Args:
-        path: ``.nii`` or ``.nii.gz``; if ``like`` is an ``.npy`` file, ``.npy``; if it is a TIFF
-            stack or Zarr array, ``.tif``.
+        path: ``.nii`` or ``.nii.gz``; ``.nrrd`` or ``.mha`` too, if ``like`` has this format or the
+            one of two files, ``.nhdr`` or ``.mhd``; if it is an ``.npy`` file, ``.npy``; if it is a
+            TIFF stack or Zarr array, ``.tif``.
         like: the volume that was segmented.
 
     Raises:
@@ -338,7 +451,7 @@ def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
         raise ValueError(f"the mask of {like.path} must be a {' or '.join(allowed)} file, got "
                          f"{path}")
     draft = path.with_name(f".{name}.{os.getpid()}{'.npy' if like.source is None else '.nii'}")
-    packed = draft.with_suffix(".gz")
+    packed = draft.with_name(draft.name + suffix)
     try:
         mask = _create_file(draft, like)
         affine = like.affine
@@ -350,6 +463,9 @@ def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
         elif suffix.lower() in (".tif", ".tiff"):
             _write_stack(packed, mask, like.spacing)
             os.replace(packed, path)
+        elif suffix.lower() in MASK_OF.values():
+            write_itk(packed, mask, like.path)
+            os.replace(packed, path)
         else:
             os.replace(draft, path)
     finally:
@@ -357,9 +473,22 @@ def new_mask(path: str | Path, like: Volume) -> Iterator[np.ndarray]:
         packed.unlink(missing_ok=True)
 
 
+def mask_name(like: Volume) -> str:
+    """The name of a volume's mask: as the volume's own, where `new_mask` can write its format.
+
+    Args:
+        like: the volume. The mask of a DICOM series is a ``.nii.gz`` file.
+    """
+    name, suffix = split_name(like.path)
+    allowed = _mask_suffixes(like)
+    return like.path.name if suffix.lower() in allowed else name + allowed[0]
+
+
 def _mask_suffixes(like: Volume) -> tuple[str, ...]:
+    """The suffixes that a mask may have, the most natural first."""
+    own = MASK_OF.get(known_suffix(like.path))
     if like.source is not None:
-        return (".nii", ".nii.gz")
+        return (*([own] if own else []), ".nii.gz", ".nii")
     return (".tif", ".tiff") if isinstance(like.stored, OnAccess) else (".npy",)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from nestedseg.data import LabelledImages
+from nestedseg.data.sets import planes
 from nestedseg.evaluation.metrics import SegmentationScores
 from nestedseg.models.model import SegmentationModel
 from nestedseg.prediction.predict import (
@@ -29,6 +30,8 @@ def score_heads(model: SegmentationModel, images: LabelledImages,
     for index in range(len(images)) if indices is None else indices:
         image, target = images[index]
         truth = torch.from_numpy(target)[None]
+        if model.task == "multilabel":
+            truth = planes(truth, model.classes)
         for key, logits in predict_heads(model, image).items():
             scores[key].update(logits, truth.to(logits.device))
     return scores

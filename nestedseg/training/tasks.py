@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from nestedseg.data import InstancePatches, LabelledImages, LabelledInstances, Patches
+from nestedseg.data import InstancePatches, LabelledImages, LabelledInstances, LabelledSets, Patches
 from nestedseg.data.preprocessing import preprocess
+from nestedseg.data.sets import planes
 from nestedseg.evaluation.depths import new_scores, score_heads
 from nestedseg.instances.metrics import InstanceScores
 from nestedseg.instances.prediction import check_finds_instances, predict_instances
@@ -85,6 +86,12 @@ class SemanticTask(TrainingTask):
         if isinstance(images, LabelledInstances):
             raise ValueError(f"the {name} labels are instances, but the model takes classes; use "
                              "nestedseg.data.LabelledImages(..., binary=True)")
+        sets = isinstance(images, LabelledSets)
+        if sets != (self.model.task == "multilabel"):
+            raise ValueError(f"the {name} labels are {'sets of classes' if sets else 'classes'}, "
+                             f"but the model's task is {self.model.task!r}; create it with "
+                             "task=\"multilabel\" for nestedseg.data.LabelledSets, and only for "
+                             "them")
         dims, wanted = self.model.config["dims"], self.model.preprocessing.get("spacing")
         if images.dims != dims:
             raise ValueError(f"the {name} images have {images.dims} axes, but the model takes "
@@ -100,6 +107,8 @@ class SemanticTask(TrainingTask):
                        images.prepared_std(self.model.preprocessing))
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        if self.model.task == "multilabel":
+            targets = planes(targets, self.model.classes)
         return self.objective(model(inputs), targets)
 
     def totals(self, images: LabelledImages, indices: Iterable[int]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 
 from nestedseg.base.extras import require
 from nestedseg.data import LabelledImages
+from nestedseg.data.sets import planes, topmost
 from nestedseg.evaluation.cases import TOLERANCE, CaseScore, open_case, score_cases, segment
 from nestedseg.evaluation.depths import DepthReport, compare_depths
 from nestedseg.evaluation.metrics import SegmentationScores
@@ -94,7 +95,7 @@ def draw_overlay(model: SegmentationModel, images: LabelledImages, path: Path) -
     """Draws image, truth and each depth's prediction side by side, for a few images, as a PNG."""
     rows = [_panels(model, *images[index], images.pairs[index].image.name)
             for index in shown(images)]
-    draw_panels(rows, path, _legend(model.classes))
+    draw_panels(rows, path, _legend(model.classes + (model.task == "multilabel")))
 
 
 def draw_contours(model: SegmentationModel, images: LabelledImages, path: Path) -> None:
@@ -110,18 +111,29 @@ def draw_contours(model: SegmentationModel, images: LabelledImages, path: Path) 
 def _panels(model: SegmentationModel, image: np.ndarray, truth: np.ndarray,
             name: str) -> list[tuple[str, np.ndarray]]:
     rgb = to_rgb(image)
-    panels = [(name, rgb), ("truth", paint_classes(rgb, truth))]
+    shown = topmost(truth) if model.task == "multilabel" else truth
+    panels = [(name, rgb), ("truth", paint_classes(rgb, shown))]
     for key, logits in predict_heads(model, image).items():
-        mask = to_mask(probabilities(logits, model.task)[0], model.task)
+        mask = _mask(probabilities(logits, model.task)[0], model.task)
         title = f"depth {key}" if isinstance(key, int) else str(key)
         panels.append((f"{title}: IoU {_iou(model, logits, truth):.3f}",
-                       paint_errors(rgb, mask, truth)))
+                       paint_errors(rgb, mask, shown)))
     return panels
 
 
+def _mask(scores: torch.Tensor, task: str) -> np.ndarray:
+    """The classes to paint; of classes that overlap the last one."""
+    if task == "multilabel":
+        places = 1 + torch.arange(len(scores), device=scores.device).view(-1, 1, 1)
+        return ((scores > 0.5) * places).amax(0).cpu().numpy()
+    return to_mask(scores, task)
+
+
 def _iou(model: SegmentationModel, logits: torch.Tensor, truth: np.ndarray) -> float:
-    scores = SegmentationScores(model.task, model.classes)
-    scores.update(logits.cpu(), torch.from_numpy(truth)[None])
+    scores, target = SegmentationScores(model.task, model.classes), torch.from_numpy(truth)[None]
+    if model.task == "multilabel":
+        target = planes(target, model.classes)
+    scores.update(logits.cpu(), target)
     return scores.compute()["iou"]["mean"]
 
 
