@@ -87,8 +87,8 @@ def _semantic(args: argparse.Namespace, dims: int) -> Recipe:
         require("scipy", "medical")  # the report needs it: reported before the training
     kind = LabelledSets if args.label_parts in SETS else LabelledImages
     return Recipe(PATCH[dims],
-                  lambda pairs: kind(pairs, args.classes, args.binary, args.spacing,
-                                     **reading(args, len(pairs))),
+                  lambda pairs: kind(pairs, args.classes, binary=args.binary,
+                                     spacing=args.spacing, **reading(args, len(pairs))),
                   lambda images: _create_for(args, topology, images, options),
                   lambda *facts: depth_table(write_report(*facts)))
 

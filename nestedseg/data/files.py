@@ -6,8 +6,9 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -42,10 +43,11 @@ class DrawnLabel(Protocol):
         """
 
 
-class Pair(NamedTuple):
-    """An image and its label.
+@dataclass(frozen=True)
+class Pair:
+    """An image and its label; ``image, label = pair`` gives the two.
 
-    Attributes:
+    Args:
         image: path of the image.
         label: path of its label, or a label that is drawn, for example from polygons.
         group: images of one group, for example of one patient, are never divided between training
@@ -57,6 +59,9 @@ class Pair(NamedTuple):
     label: Path | DrawnLabel
     group: str = ""
     split: str = ""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.image, self.label))
 
     @property
     def pictures(self) -> tuple[Path, ...]:

@@ -112,13 +112,8 @@ class LabelledImages:
             image, label = self._files[index]
             return _squeezed(image.read(window)), self._target(index, label, window)
 
-    def examined(self, index: int, window: Sequence[slice]) -> tuple[np.ndarray, np.ndarray]:
-        """What `read` gives, as it is examined: with the classes that are counted.
-
-        Args:
-            index: of the image.
-            window: see `read`.
-        """
+    def _examined(self, index: int, window: Sequence[slice]) -> tuple[np.ndarray, np.ndarray]:
+        """What `read` gives, as it is examined: with the classes that are counted."""
         return self.read(index, window)
 
     def nodata_of(self, index: int) -> float | None:
@@ -268,7 +263,7 @@ class LabelledImages:
                 return found
         with self._naming(index):
             self._keep(index)
-            found = examine(lambda window: self.examined(index, window), image.shape,
+            found = examine(lambda window: self._examined(index, window), image.shape,
                             image.channels, self.nodata_of(index))
         if self.cache is not None and entry is not None:
             with self.cache.part(entry) as part:

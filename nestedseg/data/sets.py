@@ -8,6 +8,7 @@ loss takes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +24,14 @@ class LabelledSets(LabelledImages):
     Args:
         pairs: whose labels are of `nestedseg.data.layouts.parts`: a mask or channel for each class.
         classes: how many there are; there is no background among them.
-        options: further arguments of `LabelledImages`.
+        options: further arguments of `LabelledImages`: ``nodata``, ``cache``, ``workers``.
 
     Raises:
         ValueError: see `LabelledImages`.
     """
+
+    def __init__(self, pairs: Sequence[Pair], classes: int, **options: Any) -> None:
+        super().__init__(pairs, classes, **options)
 
     def class_indices(self, label: np.ndarray, pair: Pair) -> np.ndarray:
         """Checks a label as it was read, which has the sets already.
@@ -44,7 +48,7 @@ class LabelledSets(LabelledImages):
                              f"{self.classes} classes")
         return label.astype(np.int32)
 
-    def examined(self, index: int, window: Sequence[slice]) -> tuple[np.ndarray, np.ndarray]:
+    def _examined(self, index: int, window: Sequence[slice]) -> tuple[np.ndarray, np.ndarray]:
         """A window of an image, and where any of the classes is."""
         image, sets = self.read(index, window)
         return image, sets > 0

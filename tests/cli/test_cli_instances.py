@@ -69,7 +69,7 @@ def error(capsys, *argv):
 
 def test_a_run_holds_model_scores_and_pictures(run):
     assert {path.name for path in run.iterdir()} == {"checkpoint.pt", "metrics.json", "curves.png",
-                                                     "overlay.png", "model"}
+                                                     "overlay.png", "files.csv", "model"}
     metrics = json.loads((run / "metrics.json").read_text())
     (epoch,) = metrics["history"]
     assert metrics["scores"] == epoch["scores"] and {*epoch["scores"]} == {"score", "iou", "dice"}

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from nestedseg.cli import build_parser, main
@@ -302,7 +303,6 @@ def test_a_folder_for_each_class(tmp_path):
     pairs, found = find_class_masks(tmp_path / "i", tmp_path / "l")
     assert found == ["sea", "sky", "town"]
     images = LabelledSets(pairs, classes=3, cache=tmp_path / "c")
-    import torch
     for index, wanted in enumerate(sets):
         truth = torch.from_numpy(images[index][1])[None]
         np.testing.assert_array_equal(planes(truth, 3)[0].numpy(), wanted.transpose(2, 0, 1))

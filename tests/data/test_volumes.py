@@ -137,7 +137,7 @@ def test_names_and_kinds_of_files(tmp_path):
     write(tmp_path / "labels/a.nii", np.zeros((2, 2, 2), np.uint8))
     pair = Pair(tmp_path / "images/a.nii.gz", tmp_path / "labels/a.nii")
     assert find_pairs(tmp_path / "images", tmp_path / "labels") == [pair]
-    assert spatial_axes(pair.pictures) == 3
+    assert spatial_axes(pair) == 3
     extra = write(tmp_path / "labels/b.npy", np.zeros((2, 2, 2), np.uint8))
     with pytest.raises(ValueError, match=r"b\.npy has no image of the same name"):
         find_pairs(tmp_path / "images", tmp_path / "labels")

@@ -6,6 +6,7 @@ import csv
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
@@ -118,7 +119,7 @@ def choose_pairs(pairs: Sequence[Pair], path: str | Path, images: str | Path, *,
     if missing:
         raise ValueError(f"{path}, line {missing[0].line}, names {show(missing[0].image)}, which "
                          f"has no label (so it is for {len(missing)} of {len(rows)} lines)")
-    chosen = [known[image.resolve()]._replace(split=row.split, group=row.group)
+    chosen = [replace(known[image.resolve()], split=row.split, group=row.group)
               for row, image in rows]
     _check_groups(path, chosen)
     return chosen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +214,7 @@ def as_channels(pairs: Sequence[Pair]) -> tuple[list[Pair], int]:
     if count < 2:
         raise ValueError(f"the label {first} has one channel; expected one for each class")
     _check_count(count, first)
-    return [pair._replace(label=ClassChannels(pair.label_file, count)) for pair in pairs], count
+    return [replace(pair, label=ClassChannels(pair.label_file, count)) for pair in pairs], count
 
 
 def _check_count(count: int, where: Path) -> None:
