@@ -14,6 +14,7 @@ import nestedseg
 from nestedseg.base.extras import require
 from nestedseg.cli import instances
 from nestedseg.cli.arguments import add_model_options, device, model_options, one_or_all
+from nestedseg.cli.labels import add_label_options, label_options, names_of
 from nestedseg.cli.publish import access, add_hub_options, push_run
 from nestedseg.data import (
     LabelledImages,
@@ -88,7 +89,8 @@ def _semantic(args: argparse.Namespace, dims: int) -> Recipe:
     if dims == 3:
         require("scipy", "medical")  # the report needs it: reported before the training
     return Recipe(PATCH[dims],
-                  lambda pairs: LabelledImages(pairs, args.classes, args.binary, args.spacing),
+                  lambda pairs: LabelledImages(pairs, args.classes, args.binary, args.spacing,
+                                               **label_options(args)),
                   lambda images: _create_for(args, topology, images, options),
                   lambda *facts: depth_table(write_report(*facts)))
 
@@ -111,7 +113,8 @@ def _create_for(args: argparse.Namespace, topology: str, images: LabelledImages,
     model = nestedseg.create(topology, classes=args.classes,
                              in_channels=3 if known else images.in_channels,
                              encoder_weights=args.encoder_weights,
-                             class_names=args.class_names, **options)
+                             class_names=args.class_names or names_of(images.rules),
+                             task="multilabel" if args.multilabel else None, **options)
     if not known:
         model.set_preprocessing(**images.preprocessing(args.standardise))
     return model
@@ -134,6 +137,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
                       help="1: labels are 0 and 1; more: class indices 0 ... C-1 (default: 1)")
     data.add_argument("--binary", action="store_true",
                       help="every label above 0 is the foreground (for instance numbers or 0/255)")
+    add_label_options(parser)
     data.add_argument("--spacing", type=float, nargs=3, metavar="MM",
                       help="spacing along D, H, W to which volumes are resampled (default: they "
                            "are not)")

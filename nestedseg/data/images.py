@@ -27,7 +27,7 @@ def read_image_pair(pair: Pair, spacing: Sequence[float] | None = None
         raise ValueError(f"spacing is only for volumes, not for images such as {pair.image}, got "
                          f"{spacing}")
     image, label = read_image(pair.image), read_label(pair.label)
-    if image.shape[:2] != label.shape:
+    if image.shape[:2] != label.shape[:2]:
         raise ValueError(f"{pair.image} is {image.shape[1]} x {image.shape[0]} pixels, but its "
                          f"label {pair.label} is {label.shape[1]} x {label.shape[0]}")
     return image, label, SPACING
@@ -67,17 +67,17 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_label(path: str | Path) -> np.ndarray:
-    """Reads a label image as whole numbers: class indices, instance numbers, 0/1 or 0/255.
+    """Reads a label image as it is stored: class indices, instance numbers, 0/255, or colours.
 
     Args:
         path: of a PNG, JPEG or TIFF file.
 
     Returns:
-        ``(H, W)`` of an integer type; palette images give indices, 1-bit images 0 and 1.
+        ``(H, W)``, or ``(H, W, C)`` of a file with colours; palette images give indices, 1-bit
+        images 0 and 1.
 
     Raises:
-        ValueError: the file is missing or unreadable, or has several pages, or colours or
-            fractions instead of whole numbers.
+        ValueError: the file is missing or unreadable, or has several pages.
     """
     pillow = require("PIL.Image")
     path = as_path("a label", path)
@@ -85,9 +85,6 @@ def read_label(path: str | Path) -> np.ndarray:
         pages, label = getattr(image, "n_frames", 1), np.asarray(image)
     if pages != 1:
         raise ValueError(f"cannot read the label {path}: {_stack(pages)}")
-    if label.ndim != 2 or label.dtype.kind == "f":
-        raise ValueError(f"the label {path} has colours or fractions (Pillow mode "
-                         f"{image.mode!r}); expected one whole number per pixel")
     return label.astype(np.uint8) if label.dtype == bool else label
 
 

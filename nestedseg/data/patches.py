@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from nestedseg.data.labelled import LabelledImages
+from nestedseg.data.labelled import LabelledImages, foreground_of, planes_first
 
 FOREGROUND = {2: 0.0, 3: 1 / 3}  # images mostly have enough of it; 1/3 is nnU-Net's
 CONTRAST = (0.8, 1.25)
@@ -59,12 +59,15 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         return len(self._image_of)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        """A patch ``(C, *size)``, normalised, and its class indices ``(*size)``, int64."""
+        """A patch ``(C, *size)``, normalised, and its class indices, int64, with -1 for no class.
+
+        Class indices are ``(*size)``; of multilabel images they are ``(classes, *size)``.
+        """
         rng = np.random.default_rng([self.seed, number])
         index = self._image_of[number % len(self)]
         image, target = self._crop(*self.images[index], rng)
         patch = self.prepare(image, moments=self.images.moments[index])[0]
-        labels = torch.from_numpy(target.astype(np.int64))
+        labels = torch.from_numpy(planes_first(target, self.images.dims).astype(np.int64))
         if self.mirror:
             patch, labels = _mirror(patch, labels, self.images.spacings[index], rng)
         patch = patch * rng.uniform(*CONTRAST) + self.std * rng.uniform(*BRIGHTNESS)
@@ -72,11 +75,13 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
 
     def _crop(self, image: np.ndarray, target: np.ndarray,
               rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        lack = [max(0, side - length) for side, length in zip(self.size, target.shape)]
+        shape = target.shape[:self.images.dims]
+        lack = [max(0, side - length) for side, length in zip(self.size, shape)]
         if any(lack) and self.reflect:
             margin = [(gap // 2, gap - gap // 2) for gap in lack]
-            image = np.pad(image, margin + [(0, 0)] * (image.ndim - target.ndim), mode="reflect")
-            target = np.pad(target, margin, mode="reflect")
+            image, target = (
+                np.pad(each, margin + [(0, 0)] * (each.ndim - len(shape)), mode="reflect")
+                for each in (image, target))
         room = [max(0, length - side) for length, side in zip(target.shape, self.size)]
         corner = self._around_foreground(target, rng)
         if corner is None:
@@ -92,10 +97,11 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         """
         if not self.foreground or rng.random() >= self.foreground:
             return None
-        pixels = np.flatnonzero(target)
+        foreground = foreground_of(target, self.images.dims)
+        pixels = np.flatnonzero(foreground)
         if not len(pixels):
             return None
-        centre = np.unravel_index(pixels[rng.integers(len(pixels))], target.shape)
+        centre = np.unravel_index(pixels[rng.integers(len(pixels))], foreground.shape)
         return np.subtract(centre, [side // 2 for side in self.size])
 
 
@@ -128,11 +134,14 @@ def _mirror(patch: Tensor, labels: Tensor, spacing: Sequence[float],
 
     Two axes are only swapped if both the pixels and the patch have the same length along them.
     """
-    flips = [axis - labels.ndim for axis in range(labels.ndim) if rng.integers(2)]
-    order = list(range(-labels.ndim, 0))
-    for axis in range(1, labels.ndim):  # Fisher-Yates shuffle, among axes of the same length
-        alike = [other for other in range(axis + 1) if labels.shape[other] == labels.shape[axis]
+    shape, dims = patch.shape[1:], patch.ndim - 1
+    flips = [axis - dims for axis in range(dims) if rng.integers(2)]
+    order = list(range(-dims, 0))
+    for axis in range(1, dims):  # Fisher-Yates shuffle, among axes of the same length
+        alike = [other for other in range(axis + 1) if shape[other] == shape[axis]
                  and math.isclose(spacing[other], spacing[axis], rel_tol=0.01)]
         other = alike[rng.integers(len(alike))]
         order[axis], order[other] = order[other], order[axis]
-    return patch.flip(flips).permute(0, *order), labels.flip(flips).permute(*order)
+    turned, turned_labels = (each.flip(flips).permute(*range(each.ndim - dims), *order)
+                             for each in (patch, labels))
+    return turned, turned_labels

@@ -72,22 +72,14 @@ class Volume:
         return np.ascontiguousarray(values, np.float32)
 
     def class_indices(self) -> np.ndarray:
-        """Reads all voxels of a label, ``(D, H, W)``, as whole numbers.
+        """Reads all voxels of a label, ``(D, H, W)`` or ``(D, H, W, C)``, as they are stored.
 
         Raises:
-            ValueError: there are several channels, or fractions.
+            ValueError: there are NaN or infinite voxels.
         """
-        if self.stored.ndim != 3:
-            raise ValueError(f"the label {self.path} has {self.stored.shape[3]} channels; expected "
-                             "one whole number per voxel")
         if self.stored.dtype.kind != "f" and self.scale == (1, 0):
             return np.ascontiguousarray(self.stored)
-        values = self[:]
-        whole = values.astype(np.int64)
-        if (whole != values).any():
-            raise ValueError(f"the label {self.path} has fractions; expected one whole number per "
-                             "voxel")
-        return whole
+        return self[:]
 
     def shape_at(self, spacing: Sequence[float]) -> tuple[int, ...]:
         """The shape that the volume has when it is resampled to another spacing.
@@ -178,11 +170,11 @@ def read_volume_pair(pair: Pair, spacing: Sequence[float] | None = None
 
     Args:
         pair: the files.
-        spacing: along D, H, W in mm, to which both are resampled; default: they are not.
+        spacing: along D, H, W in mm, to which the image is resampled; default: it is not.
 
     Returns:
-        The image, ``(D, H, W)`` or ``(D, H, W, C)``, float32; the label, ``(D, H, W)``; the spacing
-        along D, H, W in mm.
+        The image, ``(D, H, W)`` or ``(D, H, W, C)``, float32; the label as it is stored, on its own
+        grid; the spacing of the image along D, H, W in mm.
 
     Raises:
         ValueError: a file cannot be read, the image has NaN or infinite voxels, or the label has
@@ -195,7 +187,7 @@ def read_volume_pair(pair: Pair, spacing: Sequence[float] | None = None
     shape = image.shape_at(spacing)
     spacing = tuple(own * length / new for own, length, new
                     in zip(image.spacing, image.shape, shape))
-    return resize(image[:], shape), resize_label(label.class_indices(), shape), spacing
+    return resize(image[:], shape), label.class_indices(), spacing
 
 
 def _check_grids(image: Volume, label: Volume) -> None:
@@ -223,9 +215,10 @@ def resize(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def resize_label(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Resamples a label to another shape, with the class of the nearest voxel."""
+    """Resamples a label to another shape, with the class of the nearest voxel; channels are last.
+    """
     nearest = [((np.arange(new) + 0.5) * old / new).astype(int)
-               for old, new in zip(label.shape, shape)]
+               for old, new in zip(label.shape, shape)]  # zip: without the channels
     return label[np.ix_(*nearest)]
 
 

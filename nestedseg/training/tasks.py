@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nestedseg.data import InstancePatches, LabelledImages, LabelledInstances, Patches
+from nestedseg.data.labels import VOID
 from nestedseg.data.preprocessing import preprocess
 from nestedseg.evaluation.depths import new_scores, score_heads
 from nestedseg.instances.metrics import InstanceScores
@@ -47,6 +48,9 @@ class TrainingTask(Protocol):
             ValueError: they do not.
         """
 
+    def record(self, images: Any) -> None:
+        """Writes into the model's config what the labels of the training images leave out."""
+
     def patches(self, images: Any, settings: Settings) -> Patches | InstancePatches:
         """The samples to train on."""
 
@@ -77,7 +81,7 @@ class SemanticTask(TrainingTask):
 
     def __init__(self, model: SegmentationModel) -> None:
         self.model = model
-        self.objective = DeepSupervision(HybridLoss(model.task))
+        self.objective = DeepSupervision(HybridLoss(model.task, ignore_index=VOID))
         self.title = (f"{model.graph.name} over {model.config['encoder']}, depths "
                       f"{list(model.depths)}")
 
@@ -85,6 +89,12 @@ class SemanticTask(TrainingTask):
         if isinstance(images, LabelledInstances):
             raise ValueError(f"the {name} labels are instances, but the model takes classes; use "
                              "nestedseg.data.LabelledImages(..., binary=True)")
+        several = self.model.task == "multilabel"
+        if images.rules.multilabel != several:
+            raise ValueError(f"the {name} labels have {'one class' if several else 'several'} per "
+                             f"pixel, but the model's task is {self.model.task!r}; use "
+                             f"LabelledImages(..., multilabel={several}), or create the model with "
+                             "another task")
         dims, wanted = self.model.config["dims"], self.model.preprocessing.get("spacing")
         if images.dims != dims:
             raise ValueError(f"the {name} images have {images.dims} axes, but the model takes "
@@ -93,6 +103,9 @@ class SemanticTask(TrainingTask):
         if images.spacing != wanted:
             raise ValueError(f"the {name} images have the spacing {images.spacing}, but the model "
                              f"takes {wanted}; use model.set_preprocessing(spacing=...)")
+
+    def record(self, images: LabelledImages) -> None:
+        self.model.set_ignore_index(images.rules.ignore)
 
     def patches(self, images: LabelledImages, settings: Settings) -> Patches:
         return Patches(images, settings.patch, partial(preprocess, model=self.model),
@@ -129,6 +142,9 @@ class InstanceTask(TrainingTask):
             raise ValueError(f"the {name} labels are classes, but the model takes instances; use "
                              "nestedseg.data.LabelledInstances")
         check_channels(images, self.model, name)
+
+    def record(self, images: LabelledInstances) -> None:
+        """Nothing: instance maps leave out nothing."""
 
     def patches(self, images: LabelledInstances, settings: Settings) -> InstancePatches:
         return InstancePatches(images, settings.patch, partial(preprocess, model=self.model),

@@ -123,12 +123,6 @@ def test_labels_are_read_as_the_numbers_they_hold(tmp_path):
     np.testing.assert_array_equal(read_label(tmp_path / "many.png"), many)
 
 
-def test_a_label_in_colours_is_refused(tmp_path):
-    path = write(tmp_path / "a.png", np.zeros((3, 4, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"a.png has colours .*'RGB'"):
-        read_label(path)
-
-
 @pytest.mark.parametrize("read", [read_image, read_label])
 def test_files_that_cannot_be_read_are_named(tmp_path, read):
     whole = write(tmp_path / "whole.png", RNG.integers(0, 255, (40, 40)).astype(np.uint8))
