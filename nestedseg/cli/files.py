@@ -15,7 +15,7 @@ from nestedseg.data.files import contents, is_series, known_suffix, split_name
 from nestedseg.data.layouts.coco import read_coco
 from nestedseg.data.layouts.labelme import has_labelme, read_labelme
 from nestedseg.data.layouts.lists import COLUMNS, LISTS, choose_pairs, list_named, read_list
-from nestedseg.data.layouts.parts import as_channels, find_class_masks, find_object_masks
+from nestedseg.data.layouts.parts import count_channels, find_class_masks, find_object_masks
 from nestedseg.data.layouts.splits import SPLITS, fold_pairs
 
 PARTS = ("instances", "classes", "channels")
@@ -159,8 +159,7 @@ def _find(args: argparse.Namespace, images: Path | None, labels: Path | None,
     else:
         raise ValueError("give --images and --labels, or --list FILE, which names both")
     if args.label_parts == "channels":
-        pairs, classes = as_channels(pairs)
-        return Found(pairs, class_names or (), classes)
+        return Found(pairs, class_names or (), count_channels(pairs))
     return Found(pairs)
 
 

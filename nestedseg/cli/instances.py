@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 PATCH = [256]
 TOPOLOGY = "fpnpp"
 DETECTIONS = 300  # the most instances in an image or window, enough for images of cells
-OTHERS = ("binary", "class_names", "classes", "deep_supervision", "depth", "depth_strides", "norm",
-          "spacing", "standardise", "strides", "upsample", "widths")  # only for semantic models
+OTHERS = ("binary", "class_names", "classes", "deep_supervision", "depth", "depth_strides",
+          "ignore", "label_colours", "norm", "spacing", "standardise", "strides",
+          "threshold", "upsample", "widths")  # only for semantic models
 
 
 def check_options(args: argparse.Namespace) -> None:

@@ -16,11 +16,11 @@ from nestedseg.cli import instances
 from nestedseg.cli.arguments import add_model_options, device, model_options, one_or_all
 from nestedseg.cli.files import FILES, SETS, add_file_options, find_files, write_files
 from nestedseg.cli.intensity import add_intensity_options, choose_range, reading
+from nestedseg.cli.labels import add_label_options, label_options, names_of
 from nestedseg.cli.publish import access, add_hub_options, push_run
 from nestedseg.data import (
     LabelledImages,
     LabelledInstances,
-    LabelledSets,
     Pair,
     spatial_axes,
 )
@@ -85,10 +85,11 @@ def _semantic(args: argparse.Namespace, dims: int) -> Recipe:
     options = model_options(args, topology, dims)  # reports a wrong name before images are read
     if dims == 3:
         require("scipy", "medical")  # the report needs it: reported before the training
-    kind = LabelledSets if args.label_parts in SETS else LabelledImages
     return Recipe(PATCH[dims],
-                  lambda pairs: kind(pairs, args.classes, binary=args.binary,
-                                     spacing=args.spacing, **reading(args, len(pairs))),
+                  lambda pairs: LabelledImages(
+                      pairs, args.classes, args.binary, args.spacing,
+                      multilabel=args.label_parts in SETS, **label_options(args),
+                      **reading(args, len(pairs))),
                   lambda images: _create_for(args, topology, images, options),
                   lambda *facts: depth_table(write_report(*facts)))
 
@@ -111,8 +112,8 @@ def _create_for(args: argparse.Namespace, topology: str, images: LabelledImages,
     model = nestedseg.create(topology, classes=args.classes,
                              in_channels=3 if known else images.in_channels,
                              encoder_weights=args.encoder_weights,
-                             class_names=args.class_names,
-                             task="multilabel" if args.label_parts in SETS else None, **options)
+                             class_names=args.class_names or names_of(images.rules),
+                             task="multilabel" if images.rules.multilabel else None, **options)
     intensity = choose_range(args, images, known)
     if known:
         model.set_preprocessing(**intensity)
@@ -133,6 +134,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
                       help="every label above 0 is the foreground (for instance numbers or 0/255)")
     data.add_argument("--dims", type=int, choices=(2, 3),
                       help="3: TIFF stacks and Zarr arrays are volumes (default: they are images)")
+    add_label_options(parser)
     data.add_argument("--spacing", type=float, nargs=3, metavar="MM",
                       help="spacing along D, H, W to which volumes are resampled (default: they "
                            "are not)")

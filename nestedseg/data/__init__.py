@@ -13,12 +13,11 @@ from nestedseg.data.layouts.parts import find_class_masks, find_object_masks
 from nestedseg.data.layouts.splits import fold_pairs, split_pairs
 from nestedseg.data.patches import EpochSampler, Patches
 from nestedseg.data.preprocessing import preprocess
-from nestedseg.data.sets import LabelledSets
 from nestedseg.data.synthetic import synthetic_nuclei
 from nestedseg.data.volumes import Volume, new_mask, open_volume
 
 __all__ = ["Cache", "EpochSampler", "InstancePatches", "LabelledImages", "LabelledInstances",
-           "LabelledSets", "Pair", "Patches", "Volume", "find_class_masks", "find_object_masks",
+           "Pair", "Patches", "Volume", "find_class_masks", "find_object_masks",
            "find_pairs", "fold_pairs", "list_images", "new_mask", "open_image", "open_volume",
            "preprocess", "read_coco", "read_image", "read_label", "read_labelme", "read_list",
            "spatial_axes", "split_pairs", "synthetic_nuclei"]

@@ -27,10 +27,15 @@ class DrawnLabel(Protocol):
 
     Attributes:
         files: that it is made of.
+        channels: 1, or one for each class, if they may overlap.
     """
 
     @property
     def files(self) -> tuple[Path, ...]: ...
+
+    @property
+    def channels(self) -> int:
+        return 1
 
     def draw(self, shape: tuple[int, ...]) -> np.ndarray:
         """The label of an image of this size, ``(H, W)`` or ``(H, W, C)``, of whole numbers.

@@ -30,7 +30,8 @@ class Findings:
         mean_square: of each channel, likewise.
         sample: values of measured pixels as they are stored, ``(n, C)``, chosen at random; n is at
             most 4096.
-        counts: pixels of each class index, ``(classes,)``.
+        counts: pixels of each class index, ``(classes,)``; of several planes, those without any
+            class and those with one.
         places: flat indices of pixels of the foreground, chosen at random; at most 4096.
     """
 
@@ -93,18 +94,26 @@ def _examine_block(raw: np.ndarray, target: np.ndarray, window: Sequence[slice],
                    shape: Sequence[int], channels: int, nodata: float | None,
                    chance: np.random.Generator) -> tuple[np.ndarray, ...]:
     """The pixels, sum, sum of squares, sample, counts and places of one block."""
-    raw = raw.reshape(*target.shape, channels)
+    raw = raw.reshape(*target.shape[:len(shape)], channels)
     gone = missing(raw, nodata)
-    share = target.size / math.prod(shape)
     moments = measure([(to_float(raw), gone)])
-    pixels, measured = np.full(channels, target.size), raw.reshape(-1, channels)
+    measured = raw.reshape(-1, channels)
+    pixels, share = np.full(channels, len(measured)), len(measured) / math.prod(shape)
     if gone is not None:
         lost = gone.reshape(measured.shape)
         pixels, measured = pixels - lost.sum(0), measured[~lost.any(1)]
     start = window[0].start * math.prod(shape[1:])
+    above = foreground_of(target, len(shape))
+    classes = target[target >= 0] if target.ndim == len(shape) else above
     return (pixels, moments.mean * pixels, moments.mean_square * pixels,
-            _choose(chance, measured, share), np.bincount(target.ravel().astype(np.int64)),
-            _choose(chance, np.flatnonzero(target) + start, max(share, 2**-6)))
+            _choose(chance, measured, share), np.bincount(classes.ravel().astype(np.int64)),
+            _choose(chance, np.flatnonzero(above) + start, max(share, 2**-6)))
+
+
+def foreground_of(target: np.ndarray, dims: int) -> np.ndarray:
+    """Which pixels have a class above 0, or of several planes any class."""
+    above: np.ndarray = target > 0
+    return above if target.ndim == dims else np.any(above, axis=-1)
 
 
 def _sum(counts: Sequence[np.ndarray]) -> np.ndarray:

@@ -87,40 +87,23 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_label(path: str | Path) -> np.ndarray:
-    """Reads a label image as whole numbers: class indices, instance numbers, 0/1 or 0/255.
+    """Reads a label image as it is stored: class indices, instance numbers, 0/255, or colours.
 
     Args:
         path: of a PNG, JPEG or TIFF file.
 
     Returns:
-        ``(H, W)`` of an integer type; palette images give indices, 1-bit images 0 and 1. Colours
-        give ``(H, W, C)``, and three equal channels one.
+        ``(H, W)``, or ``(H, W, C)`` of a file with colours, of the type that is stored; palette
+        images give indices, 1-bit images 0 and 1.
 
     Raises:
-        ValueError: the file is missing, damaged or too large, is a stack, or has fractions instead
-            of whole numbers.
+        ValueError: the file is missing, damaged or too large, or is a stack.
     """
     source = open_image(path, indexed=True)
     with decoding(f"the label {path}"):
-        pixels = source.read()
-    return as_whole(pixels, path)
-
-
-def as_whole(label: np.ndarray, path: object) -> np.ndarray:
-    """The numbers of a label ``(*spatial, C)`` as an integer type; equal channels become one.
-
-    Raises:
-        ValueError: there are fractions, NaN or infinity.
-    """
-    if (label == label[..., :1]).all():
-        label = label[..., 0]
-    if label.dtype == bool:
-        return label.astype(np.uint8)
-    if label.dtype.kind != "f":
-        return label
-    if not np.isfinite(label).all() or (label != np.round(label)).any():
-        raise ValueError(f"the label {path} has fractions; expected one whole number per pixel")
-    return label.astype(np.int64)
+        label = source.read()
+    label = label[..., 0] if source.channels == 1 else label
+    return label.astype(np.uint8) if label.dtype == bool else label
 
 
 def open_image_pair(pair: Pair, spacing: Sequence[float] | None = None

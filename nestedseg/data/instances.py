@@ -10,12 +10,15 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from nestedseg.base.errors import blamed
 from nestedseg.data.files import Pair
 from nestedseg.data.instance_maps import renumber, to_target
-from nestedseg.data.labelled import LabelledImages
+from nestedseg.data.labelled import LabelledImages, is_lossy
+from nestedseg.data.labels import check_lossless, check_objects, one_channel, whole_numbers
 from nestedseg.data.patches import Patches
 
 MAX_MASK_BYTES = 2**29  # of the masks of a batch, as bytes; torchvision makes floats of them
+CURES = "save it losslessly, as a 16-bit PNG with the instances numbered 1 to n without gaps"
 
 
 class LabelledInstances(LabelledImages):
@@ -28,26 +31,34 @@ class LabelledInstances(LabelledImages):
         pairs: the files, as returned by `nestedseg.data.find_pairs`.
 
     Raises:
-        ValueError: see `LabelledImages`; or a label is not an instance map.
+        ValueError: see `LabelledImages`; or a label is not an instance map, for example because it
+            is a JPEG, whose noise would be counted as instances.
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         super().__init__(pairs)
 
-    def class_indices(self, label: np.ndarray, pair: Pair) -> np.ndarray:
+    def class_indices(self, label: np.ndarray, pair: Pair, checked: bool = False) -> np.ndarray:
         """Converts a label as it was read to an instance map without gaps.
 
         Args:
-            label: ``(H, W)``, whole numbers.
+            label: ``(H, W)`` or ``(H, W, C)``.
             pair: its files, for messages.
+            checked: see `LabelledImages.class_indices`.
 
         Raises:
             ValueError: it is not an instance map.
         """
-        try:
-            return renumber(label)
-        except ValueError as error:
-            raise ValueError(f"the label {pair.label} (of {pair.image}): {error}") from error
+        with blamed(f"the label {pair.label} (of {pair.image})"):
+            numbers = whole_numbers(one_channel(label, self.dims, cures=False))
+            if is_lossy(pair) and not checked:
+                check_lossless(numbers, True, CURES)
+            if not checked:
+                check_objects(numbers, cures=CURES)
+            return renumber(numbers)
+
+    def _mark(self, target: np.ndarray, image: np.ndarray, index: int) -> np.ndarray:
+        return target  # pixels that were not measured belong to no instance
 
 
 class InstancePatches(Dataset[tuple[Tensor, dict[str, Tensor]]]):

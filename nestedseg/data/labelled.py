@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from nestedseg.base.errors import blamed
 from nestedseg.base.extras import require
 from nestedseg.data import images, volumes
 from nestedseg.data.cache import Cache
 from nestedseg.data.files import Pair, spatial_axes
 from nestedseg.data.findings import Findings, examine
-from nestedseg.data.images import as_whole
-from nestedseg.data.preprocessing import Moments, scale
-from nestedseg.data.source import Source
+from nestedseg.data.labels import LOSSY, VOID, make_rules
+from nestedseg.data.preprocessing import Moments, missing, scale
+from nestedseg.data.source import Source, blocks
 
 KEEP_BYTES = 2 * 2**30  # of decoded images kept in memory, without a cache
 OPEN = {2: images.open_image_pair, 3: volumes.open_volume_pair}
@@ -31,8 +32,16 @@ class LabelledImages:
     Args:
         pairs: the files, as returned by `nestedseg.data.find_pairs`: images or volumes.
         classes: 1 = labels are 0 and 1; more = labels are class indices 0 ... classes - 1.
-        binary: every label above 0 is the foreground, for instance numbers or 0/255.
+        binary: every label above 0 is the foreground, for instance numbers or 0/255. A label whose
+            values are shades of a grey edge, or of a JPEG, is refused.
         spacing: along D, H, W in mm, to which volumes are resampled; default: they are not.
+        multilabel: labels have a channel for each class, of 0 and one other value; classes may
+            overlap.
+        threshold: values from this on are the foreground, others the background; for grey masks.
+        ignore_index: the values in the files, one or several, of pixels that have no class; they
+            count in no loss and no score. With ``label_colours`` the position of a colour.
+        label_colours: for labels in colours: the name and the colour (red, green, blue) of each
+            class, in the order of the class indices; or the path of a JSON file with that.
         dims: 3 = TIFF stacks and Zarr arrays are volumes; default: they are images.
         nodata: the value of pixels that were not measured, where a file does not say it itself.
         cache: a folder in which decoded images are kept, memory-mapped, with what was found out
@@ -48,23 +57,26 @@ class LabelledImages:
         moments: of each image, on the scale that `nestedseg.preprocess` starts from.
         mean: mean of each channel over all measured pixels of all images.
         std: standard deviation of each channel, likewise.
-        foreground: the fraction of pixels whose class is not 0.
+        foreground: the fraction of pixels whose class is not 0; with ``multilabel`` of those that
+            have any class.
+        rules: how stored numbers become class indices.
 
     Raises:
         ValueError: no pairs are given; a file cannot be read; an image and its label differ in
             size or place; images differ in channels; or a label has a value that is not a class.
-            The message names the file and its partner.
+            The message names the file and its partner, says how many such values there are, and
+            what can be done.
     """
 
     def __init__(self, pairs: Sequence[Pair], classes: int = 1, binary: bool = False,
-                 spacing: Sequence[float] | None = None, *, dims: int | None = None,
-                 nodata: float | None = None, cache: Cache | str | Path | None = None,
-                 workers: int = 0):
+                 spacing: Sequence[float] | None = None, *, multilabel: bool = False,
+                 threshold: float | None = None, ignore_index: int | Sequence[int] | None = None,
+                 label_colours: str | Path | Mapping[str, Sequence[int]] | None = None,
+                 dims: int | None = None, nodata: float | None = None,
+                 cache: Cache | str | Path | None = None, workers: int = 0):
         if not pairs:
             raise ValueError("pairs is empty; at least one pair of image and label is needed")
-        if binary and classes != 1:
-            raise ValueError("binary=True needs classes=1, the foreground, got "
-                             f"classes={classes}; leave out one of the two")
+        self.rules = make_rules(classes, binary, multilabel, threshold, ignore_index, label_colours)
         self.pairs, self.classes, self.binary = list(pairs), classes, binary
         self.nodata = nodata
         self.spacing = None if spacing is None else check_spacing(spacing)
@@ -82,8 +94,9 @@ class LabelledImages:
         whole = _together(self.moments, self.in_channels,
                           [np.max(each.pixels) for each in self.findings])
         self.mean, self.std = whole.mean.tolist(), whole.std.tolist()
-        self.foreground = float(np.average([each.foreground for each in self.findings], 0,
-                                           [each.counts.sum() for each in self.findings]))
+        counts = [each.counts for each in self.findings]
+        self.foreground = float(sum(each[1:].sum() for each in counts)
+                                / max(1, sum(each.sum() for each in counts)))
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -91,6 +104,8 @@ class LabelledImages:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """An image, ``(*spatial)`` or ``(*spatial, C)``, and its class indices ``(*spatial)``.
 
+        Class indices are -1 where a pixel has no class (see ``ignore_index``) or was not measured.
+        With ``multilabel`` they are ``(*spatial, classes)``: 1 where a pixel has the class, else 0.
         Images have the type of their file; volumes are in canonical orientation.
         """
         return self.read(index, tuple(slice(0, length) for length in self.shapes[index]))
@@ -109,12 +124,9 @@ class LabelledImages:
         if kept is not None:
             return kept[0][tuple(window)], kept[1][tuple(window)]
         with self._naming(index):
-            image, label = self._files[index]
-            return _squeezed(image.read(window)), self._target(index, label, window)
-
-    def _examined(self, index: int, window: Sequence[slice]) -> tuple[np.ndarray, np.ndarray]:
-        """What `read` gives, as it is examined: with the classes that are counted."""
-        return self.read(index, window)
+            image, label = (_squeezed(each.read(window)) for each in self._files[index])
+            target = self.class_indices(label, self.pairs[index], checked=True)
+            return image, self._mark(target, image, index)
 
     def nodata_of(self, index: int) -> float | None:
         """The value of pixels that were not measured; ``None`` = there is none.
@@ -209,26 +221,19 @@ class LabelledImages:
                    for each in self.findings]
         return np.concatenate(values).astype(np.float64), np.concatenate(weights)
 
-    def class_indices(self, label: np.ndarray, pair: Pair) -> np.ndarray:
+    def class_indices(self, label: np.ndarray, pair: Pair, checked: bool = False) -> np.ndarray:
         """Converts a label as it was read to class indices.
 
         Args:
-            label: ``(*spatial)``, whole numbers.
+            label: ``(*spatial)`` or ``(*spatial, C)``.
             pair: its files, for messages.
+            checked: whether the whole label was checked before for values that are no classes.
 
         Raises:
             ValueError: a value is not a class.
         """
-        if self.binary:
-            return (label > 0).astype(np.uint8)
-        largest = max(self.classes - 1, 1)
-        if label.min() < 0 or label.max() > largest:
-            hint = "; for instance numbers or 0/255 use binary=True (--binary)" \
-                if self.classes == 1 else ""
-            raise ValueError(f"the label {pair.label} (of {pair.image}) has values from "
-                             f"{label.min()} to {label.max()}; with classes={self.classes} they "
-                             f"must be from 0 to {largest}{hint}")
-        return label.astype(np.uint8 if largest < 256 else np.int32)
+        with blamed(f"the label {pair.label} (of {pair.image})"):
+            return self.rules.indices(label, self.dims, is_lossy(pair), checked)
 
     def _open(self, pair: Pair) -> tuple[Source, Source, tuple[float, ...]]:
         """Opens both files; images that can only be decoded as a whole come from the cache."""
@@ -256,33 +261,46 @@ class LabelledImages:
         image, entry = self._files[index][0], None
         if self.cache is not None:
             pair = self.pairs[index]
-            entry = self.cache.entry(pair.files, pair.label, type(self).__name__, self.classes,
-                                     self.binary, self.spacing, self.nodata, suffix=".npz")
+            entry = self.cache.entry(pair.files, pair.label, type(self).__name__, self.rules,
+                                     self.spacing, self.nodata, suffix=".npz")
             found = Findings.load(entry)
             if found is not None:
                 return found
         with self._naming(index):
+            self._check_label(index)
             self._keep(index)
-            found = examine(lambda window: self._examined(index, window), image.shape,
-                            image.channels, self.nodata_of(index))
+            found = examine(lambda window: self.read(index, window), image.shape, image.channels,
+                            self.nodata_of(index))
         if self.cache is not None and entry is not None:
             with self.cache.part(entry) as part:
                 found.save(part)
         return found
 
+    def _check_label(self, index: int) -> None:
+        """Checks the values of a label as its file has them, before it is resampled: grey edges are
+        thicker or gone afterwards."""
+        pair, label = self.pairs[index], self._files[index][1]
+        drawn = not isinstance(pair.label, Path)  # its values are what they are meant to be
+        if self.spacing is not None:
+            label = volumes.open_volume(pair.label_file)
+        for window in blocks(label.shape):
+            self.class_indices(_squeezed(label.read(window)), pair, checked=drawn)
+
     def _keep(self, index: int) -> None:
         """Keeps an image in memory, decoded, if there is room for it."""
-        image, label = self._files[index]
+        image = self._files[index][0]
         size = int(np.prod(image.shape)) * (image.channels * image.dtype.itemsize + 1)
         if size <= self._room:
-            whole = tuple(slice(0, length) for length in image.shape)
-            pixels = _squeezed(image.read(whole)), self._target(index, label, whole)
+            pixels = self.read(index, [slice(0, length) for length in image.shape])
             self._room -= sum(each.nbytes for each in pixels)
             self._kept[index] = pixels
 
-    def _target(self, index: int, label: Source, window: Sequence[slice]) -> np.ndarray:
-        pair = self.pairs[index]
-        return self.class_indices(as_whole(label.read(window), pair.label), pair)
+    def _mark(self, target: np.ndarray, image: np.ndarray, index: int) -> np.ndarray:
+        """The class indices, with `VOID` for pixels of which no channel was measured."""
+        gone = missing(image.reshape(*image.shape[:self.dims], -1), self.nodata_of(index))
+        if gone is not None:
+            target[gone.all(-1)] = VOID
+        return target
 
     @contextmanager
     def _naming(self, index: int) -> Iterator[None]:
@@ -323,6 +341,16 @@ class _Passes(Dataset[Findings]):
 def _squeezed(pixels: np.ndarray) -> np.ndarray:
     """Without the axis of channels, if there is one channel."""
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+
+
+def is_lossy(pair: Pair) -> bool:
+    """Whether the format of a label changes its numbers."""
+    return isinstance(pair.label, Path) and pair.label.suffix.lower() in LOSSY
+
+
+def planes_first(target: np.ndarray, dims: int) -> np.ndarray:
+    """The target as losses and scores take it: planes of classes, if there are, come first."""
+    return target if target.ndim == dims else np.moveaxis(target, -1, 0)
 
 
 def check_spacing(spacing: Sequence[float]) -> list[float]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from nestedseg.data.labelled import LabelledImages
+from nestedseg.data.labelled import LabelledImages, planes_first
 
 FOREGROUND = {2: 0.0, 3: 1 / 3}  # images mostly have enough of it; 1/3 is nnU-Net's
 CONTRAST = (0.8, 1.25)
@@ -60,14 +60,17 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         return len(self._image_of)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        """A patch ``(C, *size)``, normalised, and its class indices ``(*size)``, int64."""
+        """A patch ``(C, *size)``, normalised, and its class indices, int64, with -1 for no class.
+
+        Class indices are ``(*size)``; of multilabel images they are ``(classes, *size)``.
+        """
         rng = np.random.default_rng([self.seed, number])
         index = self._image_of[number % len(self)]
         image, target = self._crop(index, rng)
         nodata = self.images.nodata_of(index)
         more = {} if nodata is None else {"nodata": nodata}
         patch = self.prepare(image, moments=self.images.moments[index], **more)[0]
-        labels = torch.from_numpy(target.astype(np.int64))
+        labels = torch.from_numpy(planes_first(target, self.images.dims).astype(np.int64))
         if self.mirror:
             patch, labels = _mirror(patch, labels, self.images.spacings[index], rng)
         patch = patch * rng.uniform(*CONTRAST) + self.std * rng.uniform(*BRIGHTNESS)
@@ -85,8 +88,9 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
                   in zip(np.clip(corner, 0, room), self.size, shape)]
         image, target = self.images.read(index, window)
         if np.any(margin):
-            image = np.pad(image, margin + [(0, 0)] * (image.ndim - target.ndim), mode="reflect")
-            target = np.pad(target, margin, mode="reflect")
+            image, target = (
+                np.pad(each, margin + [(0, 0)] * (each.ndim - len(shape)), mode="reflect")
+                for each in (image, target))
         return image, target
 
     def _around_foreground(self, index: int, rng: np.random.Generator) -> np.ndarray | None:
@@ -132,11 +136,14 @@ def _mirror(patch: Tensor, labels: Tensor, spacing: Sequence[float],
 
     Two axes are only swapped if both the pixels and the patch have the same length along them.
     """
-    flips = [axis - labels.ndim for axis in range(labels.ndim) if rng.integers(2)]
-    order = list(range(-labels.ndim, 0))
-    for axis in range(1, labels.ndim):  # Fisher-Yates shuffle, among axes of the same length
-        alike = [other for other in range(axis + 1) if labels.shape[other] == labels.shape[axis]
+    shape, dims = patch.shape[1:], patch.ndim - 1
+    flips = [axis - dims for axis in range(dims) if rng.integers(2)]
+    order = list(range(-dims, 0))
+    for axis in range(1, dims):  # Fisher-Yates shuffle, among axes of the same length
+        alike = [other for other in range(axis + 1) if shape[other] == shape[axis]
                  and math.isclose(spacing[other], spacing[axis], rel_tol=0.01)]
         other = alike[rng.integers(len(alike))]
         order[axis], order[other] = order[other], order[axis]
-    return patch.flip(flips).permute(0, *order), labels.flip(flips).permute(*order)
+    turned, turned_labels = (each.flip(flips).permute(*range(each.ndim - dims), *order)
+                             for each in (patch, labels))
+    return turned, turned_labels

@@ -113,22 +113,14 @@ class Volume:
         return np.ascontiguousarray(values.reshape(*values.shape[:3], -1), self.dtype)
 
     def class_indices(self) -> np.ndarray:
-        """Reads all voxels of a label, ``(D, H, W)``, as whole numbers.
+        """Reads all voxels of a label, ``(D, H, W)`` or ``(D, H, W, C)``, as they are stored.
 
         Raises:
-            ValueError: there are several channels, or fractions.
+            ValueError: there are NaN or infinite voxels.
         """
-        if self.stored.ndim != 3:
-            raise ValueError(f"the label {self.path} has {self.stored.shape[3]} channels; expected "
-                             "one whole number per voxel")
         if self.stored.dtype.kind != "f" and self.scale == (1, 0):
             return np.ascontiguousarray(self.stored[:])
-        values = self[:]
-        whole = values.astype(np.int64)
-        if (whole != values).any():
-            raise ValueError(f"the label {self.path} has fractions; expected one whole number per "
-                             "voxel")
-        return whole
+        return self[:]
 
     def shape_at(self, spacing: Sequence[float]) -> tuple[int, ...]:
         """The shape that the volume has when it is resampled to another spacing.
@@ -320,7 +312,7 @@ def open_volume_pair(pair: Pair, spacing: Sequence[float] | None = None
 
     Args:
         pair: the files.
-        spacing: along D, H, W in mm, to which both are resampled; default: they are not.
+        spacing: along D, H, W in mm, to which the image is resampled; default: it is not.
 
     Raises:
         ValueError: a file cannot be opened, or the label has several channels, or another shape or
@@ -421,7 +413,7 @@ def resize(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 def resize_label(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Resamples ``(D, H, W)`` or ``(D, H, W, C)`` with the numbers of the nearest voxels."""
     nearest = [((np.arange(new) + 0.5) * old / new).astype(int)
-               for old, new in zip(label.shape, shape)]
+               for old, new in zip(label.shape, shape)]  # zip: without the channels
     return label[np.ix_(*nearest)]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nestedseg.base.extras import require
 from nestedseg.data import LabelledImages, Volume, open_volume
@@ -24,7 +25,8 @@ class CaseScore:
     """The scores of one class in one volume, on the volume's own grid.
 
     For a class that is neither in the truth nor in the prediction all scores are nan. For a class
-    in only one of them the fractions are 0 and the distance is infinite.
+    in only one of them the fractions are 0 and the distance is infinite. Voxels that have no class
+    in the truth are taken out of both.
 
     Args:
         case: name of the image file.
@@ -67,15 +69,14 @@ def score_case(name: str, mask: np.ndarray, truth: np.ndarray, spacing: Sequence
 
     Args:
         name: of the case.
-        mask: predicted class indices, ``(D, H, W)``.
-        truth: true class indices, ``(D, H, W)``.
+        mask: predicted class indices, ``(D, H, W)``, or planes ``(D, H, W, classes)``.
+        truth: the true ones, -1 where there is no class.
         spacing: size of a voxel along D, H, W in mm.
         classes: see `LabelledImages`.
         tolerance: of the surface Dice, in mm.
     """
     scores = []
-    for label in range(1, max(classes, 2)):
-        a, b = mask == label, truth == label
+    for label, a, b in _by_class(mask, truth, classes):
         both, either, size = (a & b).sum(), (a | b).sum(), a.sum() + b.sum()
         dice, iou = (2 * both / size, both / either) if either else (math.nan, math.nan)
         scores.append(CaseScore(name, label, float(dice), float(iou),
@@ -83,12 +84,33 @@ def score_case(name: str, mask: np.ndarray, truth: np.ndarray, spacing: Sequence
     return scores
 
 
+def _by_class(mask: np.ndarray, truth: np.ndarray,
+              classes: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Each class but the background, and where it is, among the voxels that have a class."""
+    if mask.ndim == 4:
+        for label in range(classes):
+            yield (label, (mask[..., label] > 0) & (truth[..., label] >= 0),
+                   truth[..., label] > 0)
+    else:
+        for label in range(1, max(classes, 2)):
+            yield label, (mask == label) & (truth >= 0), truth == label
+
+
 def segment(model: SegmentationModel, volume: Volume, **options: Any) -> np.ndarray:
-    """Predicts the class indices ``(D, H, W)`` of a volume; for options see `predict_volume`."""
-    mask = np.empty(volume.shape, np.uint8)
+    """Predicts the classes of a volume as `decide` does; for options see `predict_volume`."""
+    several = (model.classes,) if model.task == "multilabel" else ()
+    mask = np.empty((*volume.shape, *several), np.uint8)
     for planes, scores in predict_volume(model, volume, **options):
-        mask[planes] = to_mask(scores, model.task)
+        mask[planes] = decide(scores, model.task)
     return mask
+
+
+def decide(scores: Tensor, task: str) -> np.ndarray:
+    """Probabilities ``(classes, *spatial)`` as class indices ``(*spatial)``, or for "multilabel" as
+    planes ``(*spatial, classes)`` of 0 and 1."""
+    if task == "multilabel":
+        return (scores > 0.5).movedim(0, -1).to("cpu", torch.uint8).numpy()
+    return to_mask(scores, task)
 
 
 def _surface_scores(a: np.ndarray, b: np.ndarray, spacing: Sequence[float],

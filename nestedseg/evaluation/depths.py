@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from nestedseg.data import LabelledImages
-from nestedseg.data.sets import planes
+from nestedseg.data.labelled import planes_first
+from nestedseg.data.labels import VOID
 from nestedseg.evaluation.metrics import SegmentationScores
 from nestedseg.models.model import SegmentationModel
 from nestedseg.prediction.predict import (
@@ -29,9 +30,7 @@ def score_heads(model: SegmentationModel, images: LabelledImages,
     scores = new_scores(model)
     for index in range(len(images)) if indices is None else indices:
         image, target = images[index]
-        truth = torch.from_numpy(target)[None]
-        if model.task == "multilabel":
-            truth = planes(truth, model.classes)
+        truth = torch.from_numpy(planes_first(target, images.dims))[None]
         for key, logits in predict_heads(model, image).items():
             scores[key].update(logits, truth.to(logits.device))
     return scores
@@ -39,7 +38,7 @@ def score_heads(model: SegmentationModel, images: LabelledImages,
 
 def new_scores(model: SegmentationModel) -> dict[int | str, SegmentationScores]:
     """Empty scores for each head, by depth."""
-    return {key: SegmentationScores(model.task, model.classes)
+    return {key: SegmentationScores(model.task, model.classes, ignore_index=VOID)
             for key in (*model.depths, output_key(model))}
 
 

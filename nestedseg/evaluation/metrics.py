@@ -10,9 +10,12 @@ from nestedseg.models.targets import (
     TASKS,
     Task,
     check_classes,
+    check_ignore_index,
     check_tensors,
     class_planes,
     one_hot,
+    valid_planes,
+    without_void,
 )
 from nestedseg.topology.graph import MAX_CHANNELS
 
@@ -53,6 +56,8 @@ class SegmentationScores:
         threshold: a "binary" or "multilabel" pixel is foreground where its probability, the
             sigmoid of the logit, is above this; between 0 and 1. Default: 0.5. "multiclass"
             takes the class with the largest logit instead.
+        ignore_index: the value in the target of pixels that have no class, and are not counted;
+            with "multilabel" a pixel may have it for some classes only. Default: there are none.
 
     Raises:
         ValueError: the task is unknown or does not allow ``classes``, or the threshold is not
@@ -69,12 +74,14 @@ class SegmentationScores:
         {'mean': 0.6, 'per_class': [0.6]}
     """
 
-    def __init__(self, task: Task = "binary", classes: int = 1, threshold: float = 0.5) -> None:
+    def __init__(self, task: Task = "binary", classes: int = 1, threshold: float = 0.5,
+                 ignore_index: int | None = None) -> None:
         self.task = choose("task", task, TASKS)
         self.classes = check_classes(self.task, whole("classes", classes, 0, MAX_CHANNELS))
         if not 0 < number("threshold", threshold) < 1:
             raise ValueError(f"threshold must be a probability between 0 and 1, got {threshold}")
         self.threshold = threshold
+        self.ignore_index = check_ignore_index(ignore_index)
         self.reset()
 
     def reset(self) -> None:
@@ -96,13 +103,15 @@ class SegmentationScores:
             ValueError: the logits have another number of classes, or the target does not fit.
         """
         check_tensors(logits, target)
+        target, valid = without_void(target, self.ignore_index)
         truth = _hard(class_planes(self.task, logits, target))
         if truth.shape[1] != self.classes:
             raise ValueError(
                 f"these scores are for {self.classes} classes, got logits with "
                 f"{truth.shape[1]}, of shape {tuple(logits.shape)}"
             )
-        self.counts += _count(self._predict(logits), truth).to(self.counts.device)
+        counts = _count(self._predict(logits), truth, valid_planes(logits, valid))
+        self.counts += counts.to(self.counts.device)
 
     def compute(self) -> dict[str, Score]:
         """Computes the scores of the pixels counted so far.
@@ -141,8 +150,10 @@ def _hard(planes: Tensor) -> Tensor:
     return hard
 
 
-def _count(predicted: Tensor, truth: Tensor) -> Tensor:
+def _count(predicted: Tensor, truth: Tensor, valid: Tensor | None) -> Tensor:
     """Counts tp, fp, fn, tn, as (classes, 4), in boolean planes (N, classes, *spatial)."""
     pixels = [0, *range(2, truth.ndim)]
     outcomes = [predicted & truth, predicted & ~truth, ~predicted & truth, ~predicted & ~truth]
+    if valid is not None:
+        outcomes = [outcome & valid for outcome in outcomes]
     return torch.stack([outcome.sum(pixels) for outcome in outcomes], dim=1)

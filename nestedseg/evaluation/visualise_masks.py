@@ -13,6 +13,7 @@ MISSED = (240, 228, 66)
 WRONG = (213, 94, 0)
 INK = "#24292f"  # colour of text and lines
 LUMA = np.array((0.299, 0.587, 0.114))
+HATCHING = (6, 40)  # the distance of lines: at least so many pixels, or this part of the picture
 NEAR = 3  # pixels; instances that are this near get different colours
 
 
@@ -30,11 +31,17 @@ def paint_classes(rgb: np.ndarray, mask: np.ndarray, opacity: float = 0.45) -> n
 
     Args:
         rgb: ``(H, W, 3)`` uint8.
-        mask: class indices, ``(H, W)``; 0, the background, stays grey. If there are more classes
-            than colours, colours repeat.
+        mask: class indices, ``(H, W)``; 0, the background, stays grey, and what is below 0, no
+            class, is hatched. Or planes ``(H, W, classes)``, painted one over the other. If there
+            are more classes than colours, colours repeat.
         opacity: of the paint, in [0, 1].
     """
-    return _paint(rgb, mask, mask.astype(np.int64) - 1, opacity)
+    if mask.ndim == 2:
+        return _hatch(_paint(_grey(rgb), mask, mask.astype(np.int64) - 1, opacity), mask < 0)
+    painted = _grey(rgb)
+    for index, plane in enumerate(np.moveaxis(mask, -1, 0)):
+        painted = _paint(painted, plane, np.full(plane.shape, index), opacity)
+    return _hatch(painted, np.all(mask < 0, axis=-1))
 
 
 def paint_instances(rgb: np.ndarray, instances: np.ndarray, opacity: float = 0.45) -> np.ndarray:
@@ -45,16 +52,20 @@ def paint_instances(rgb: np.ndarray, instances: np.ndarray, opacity: float = 0.4
         instances: ``(H, W)``, numbered from 1 without gaps; 0, the background, stays grey.
         opacity: of the paint, in [0, 1].
     """
-    return _paint(rgb, instances, _choose_colours(instances)[instances], opacity)
+    return _paint(_grey(rgb), instances, _choose_colours(instances)[instances], opacity)
 
 
 def paint_errors(rgb: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Paints correct pixels in their class's colour, missed ones in `MISSED`, others in `WRONG`."""
-    right = mask == truth
-    painted = paint_classes(rgb, np.where(right, mask, 0), 0.35)
-    missed = ~right & (mask == 0)
-    painted = _blend(painted, MISSED, missed, 0.85)
-    return _blend(painted, WRONG, ~right & ~missed, 0.85)
+    """Paints correct pixels in their class's colour, missed ones in `MISSED`, others in `WRONG`.
+
+    Pixels that have no class in the truth are hatched, whatever the mask says. See `paint_classes`.
+    """
+    known, right = truth >= 0, mask == truth
+    painted = paint_classes(rgb, np.where(known & right, mask, np.minimum(truth, 0)), 0.35)
+    for colour, where in ((MISSED, mask == 0), (WRONG, mask > 0)):
+        errors = known & ~right & where
+        painted = _blend(painted, colour, errors if errors.ndim == 2 else errors.any(-1), 0.85)
+    return painted
 
 
 def _choose_colours(instances: np.ndarray) -> np.ndarray:
@@ -81,12 +92,25 @@ def _neighbours(instances: np.ndarray) -> dict[int, set[int]]:
     return near
 
 
-def _paint(rgb: np.ndarray, mask: np.ndarray, colours: np.ndarray, opacity: float) -> np.ndarray:
-    """Paints where ``mask`` is not 0, in the colours with these indices, over the grey image."""
+def _grey(rgb: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(rgb @ LUMA, (3, *rgb.shape[:2])).transpose(1, 2, 0)
+
+
+def _paint(grey: np.ndarray, mask: np.ndarray, colours: np.ndarray, opacity: float) -> np.ndarray:
+    """Paints where ``mask`` is above 0, in the colours with these indices, over a picture."""
     palette = np.array(CLASS_COLOURS, np.uint8)[colours % len(CLASS_COLOURS)]
-    grey = np.broadcast_to(rgb @ LUMA, (3, *mask.shape)).transpose(1, 2, 0)
     painted = _blend(grey, palette, mask > 0, opacity)
     return _blend(painted, palette, _outline(mask), 1)
+
+
+def _hatch(painted: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Draws diagonal lines, black beside white, which show on any picture."""
+    least, part = HATCHING
+    step = max(least, min(where.shape) // part)
+    phase = np.add.outer(np.arange(where.shape[0]), np.arange(where.shape[1])) % step
+    width = max(1, step // 4)
+    painted = _blend(painted, (255, 255, 255), where & (phase < width), 1)
+    return _blend(painted, (0, 0, 0), where & (phase >= width) & (phase < 2 * width), 1)
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:

@@ -23,7 +23,8 @@ class Case(NamedTuple):
     Args:
         name: title of the row.
         volume: the volume that is shown.
-        masks: class indices ``(D, H, W)``, by name; the first decides where the slices are.
+        masks: class indices ``(D, H, W)``, or planes ``(D, H, W, classes)``, by name; the first
+            decides where the slices are. What is below 0, no class, is hatched.
     """
 
     name: str
@@ -96,9 +97,9 @@ def _slice(voxels: np.ndarray, axis: int, index: int) -> np.ndarray:
 
 def fullest(mask: np.ndarray) -> list[int]:
     """The index of the slice with most foreground along each axis; the middle one without any."""
-    areas = [np.zeros(length, int) for length in mask.shape]
+    areas = [np.zeros(length, int) for length in mask.shape[:3]]
     for index, plane in enumerate(mask):  # by planes, because a mask may be larger than memory
-        foreground = plane > 0
+        foreground = plane > 0 if mask.ndim == 3 else (plane > 0).any(-1)
         areas[0][index] = foreground.sum()
         areas[1] += foreground.sum(1)
         areas[2] += foreground.sum(0)
@@ -113,11 +114,23 @@ def _draw_panel(axes: Any, panel: _Panel) -> None:
     ys, xs = ((np.arange(length + 2) - 0.5) * step
               for length, step in zip(panel.pixels.shape, panel.spacing))
     for mask, colour in zip(panel.masks, COLOURS):
-        for index in np.unique(mask[mask > 0]):
-            axes.contour(xs, ys, np.pad(mask == index, 1).astype(float), levels=[0.5],
+        for inside in _areas(mask):
+            axes.contour(xs, ys, np.pad(inside, 1).astype(float), levels=[0.5],
                          colors=[_rgb(colour)], linewidths=1.8)
+        void = mask < 0 if mask.ndim == 2 else (mask < 0).all(-1)
+        if void.any():
+            axes.contourf(xs, ys, np.pad(void, 1).astype(float), levels=[0.5, 1.5], colors="none",
+                          hatches=["////"])
     axes.set_title(panel.title, fontsize=9, color=INK, loc="left")
     axes.axis("off")
+
+
+def _areas(mask: np.ndarray) -> list[np.ndarray]:
+    """Where each class is, in a slice of class indices or of planes."""
+    if mask.ndim == 2:
+        return [mask == index for index in np.unique(mask[mask > 0])]
+    planes = np.moveaxis(mask, -1, 0) > 0
+    return [plane for plane in planes if plane.any()]
 
 
 def _rgb(colour: tuple[int, ...]) -> np.ndarray:

@@ -123,8 +123,15 @@ def model_facts(config: Mapping[str, Any], license: str | None) -> dict[str, Any
         "Sizes": f"only {config['image_size']} pixels" if config["image_size"] else
                  f"any; padded inside to multiples of {config['pad_multiple'][0]} pixels",
         "Classes": ", ".join(map(escape, config["class_names"] or ())),
+        "Left out": ignored_text(config["ignore_index"]),
         **training_of(config), "Licence": license or "not stated",
     }
+
+
+def ignored_text(values: Sequence[int]) -> str:
+    """A sentence that says which pixels counted neither in training nor in scores."""
+    return f"pixels with the label {' or '.join(map(str, values))}, in training and in scores" \
+        if values else ""
 
 
 def preprocessing_text(values: Mapping[str, Any]) -> str:

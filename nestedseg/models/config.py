@@ -27,7 +27,7 @@ from nestedseg.decoder.layers import (
 from nestedseg.decoder.lowering import EXECUTIONS
 from nestedseg.encoders.description import MAX_SIDE, Options
 from nestedseg.hub.facts import MAX_NUMBER, check_training, is_text
-from nestedseg.models.targets import TASKS, Task, check_classes
+from nestedseg.models.targets import MAX_IGNORED, TASKS, Task, check_classes
 from nestedseg.topology.graph import MAX_CHANNELS, Graph
 
 SCHEMA_VERSION = 2
@@ -48,6 +48,7 @@ class Config:
         preprocessing: what `nestedseg.preprocess` applies.
         fused: whether this is the inference-only form that `SegmentationModel.fuse` returns.
         class_names: one for each channel of the logits.
+        ignore_index: the values in the labels it was trained on that mean no class.
         training: what the model was trained on, and its scores; see `check_training`.
 
     Raises:
@@ -82,6 +83,7 @@ class Config:
     preprocessing: dict[str, Any] = field(default_factory=dict)
     fused: bool = False
     class_names: tuple[str, ...] | None = None
+    ignore_index: tuple[int, ...] = ()
     training: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -119,6 +121,10 @@ class Config:
         if self.class_names is not None:
             object.__setattr__(self, "class_names",
                                check_class_names(self.class_names, self.classes))
+        if self.ignore_index != ():
+            several = [] if self.ignore_index == [] else wholes(
+                "ignore_index", self.ignore_index, -MAX_IGNORED, MAX_IGNORED)
+            object.__setattr__(self, "ignore_index", tuple(several))
         if self.training is not None:
             object.__setattr__(self, "training", check_training(self.training))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +115,20 @@ class Network(nn.Module):
             ValueError: an unknown key or an impossible value.
         """
         self._config = replace(self._config, preprocessing=self.preprocessing | values)
+
+    def set_ignore_index(self, values: int | Sequence[int] | None) -> None:
+        """Records which values of the labels mean no class; `nestedseg.training.fit` does it.
+
+        The model itself does not depend on them: they say to others how it was trained and scored.
+
+        Args:
+            values: one, several, or ``None`` = none; they become ``model.config["ignore_index"]``.
+
+        Raises:
+            ValueError: a value out of bounds.
+        """
+        several = (values,) if isinstance(values, int) else tuple(values or ())
+        self._config = replace(self._config, ignore_index=several)
 
     @property
     def output(self) -> str | int:

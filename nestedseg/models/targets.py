@@ -6,10 +6,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from nestedseg.base.errors import choose
+from nestedseg.base.errors import choose, whole
 
 Task = Literal["binary", "multiclass", "multilabel"]
 TASKS: tuple[Task, ...] = get_args(Task)
+MAX_IGNORED = 10**9
 
 
 def check_tensors(logits: object, target: object) -> None:
@@ -103,6 +104,42 @@ def class_planes(task: Task, logits: Tensor, target: Tensor) -> Tensor:
     return target.reshape(logits.shape)
 
 
+def without_void(target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
+    """The target with 0 in the place of the ignored value, and where it has another one.
+
+    Returns:
+        The target, and a boolean tensor of its shape, or ``None`` if no pixel is ignored.
+    """
+    if ignore_index is None or not _can_hold(target.dtype, ignore_index):
+        return target, None
+    void = target == ignore_index
+    return target.masked_fill(void, 0), ~void
+
+
+def _can_hold(dtype: torch.dtype, value: int) -> bool:
+    # torch compares an unsigned tensor with -1 as if that were 255
+    if dtype == torch.bool or dtype.is_floating_point or dtype.is_complex:
+        return dtype != torch.bool
+    return torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max
+
+
+def check_ignore_index(value: int | None) -> int | None:
+    """The value of a target that marks pixels without a class, if it is a whole number.
+
+    Raises:
+        TypeError: it is not.
+        ValueError: it is too large.
+    """
+    return None if value is None else whole("ignore_index", value, -MAX_IGNORED, MAX_IGNORED)
+
+
+def valid_planes(logits: Tensor, valid: Tensor | None) -> Tensor | None:
+    """Where a target has a class, as ``(N, 1 or classes, *spatial)``, to go with its planes."""
+    if valid is None:
+        return None
+    return valid.reshape(logits.shape[0], -1, *logits.shape[2:])
+
+
 def _check_shape(task: Task, logits: Tensor, target: Tensor) -> None:
     n, _, *spatial = logits.shape
     allowed = {
@@ -133,5 +170,6 @@ def _check_range(task: Task, classes: int, target: Tensor) -> None:
         allowed = "class indices" if task == "multiclass" else "values"
         raise ValueError(
             f"task {task!r} with {classes}-channel logits needs {allowed} from 0 to {limit} as "
-            f"target, got from {low} to {high}"
+            f"target, got from {low} to {high}; if one of them marks pixels without a class, give "
+            "it as ignore_index"
         )

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nestedseg.data.preprocessing import Moments, check_image, measure, missing, preprocess, to_float
+from nestedseg.data.preprocessing import (
+    Moments,
+    check_image,
+    measure,
+    missing,
+    preprocess,
+    to_float,
+)
 from nestedseg.data.source import Source, blocks, whole
 from nestedseg.data.volumes import Volume, resize
 from nestedseg.models.model import SegmentationModel

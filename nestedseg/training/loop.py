@@ -103,8 +103,10 @@ class _Trainer:
         self.task = task_of(model)
         for name, images in (("training", train), ("validation", validation)):
             if images.foreground == 0:
-                raise ValueError(f"the {name} labels contain no foreground: every pixel is 0")
+                raise ValueError(f"the {name} labels contain no foreground: every pixel is 0"
+                                 + (" or has no class" if images.rules.ignore else ""))
             self.task.check(images, name)
+        self.task.record(train)
         self.validation, self.run, self.settings, self.log = validation, run, settings, log
         self.identity = _identity(model, train, validation, settings) | {
             "measure": self.task.measure}
@@ -272,12 +274,15 @@ def _identity(model: SegmentationModel | Detector, train: LabelledImages,
               validation: LabelledImages, settings: Settings) -> dict[str, Any]:
     """Everything that the results of a run depend on; a run is only resumed if it is the same."""
     fixed = {key: value for key, value in asdict(settings).items() if key not in MAY_CHANGE}
-    return {**model.config, **fixed,
+    rules = {key: str(value) for key, value in asdict(train.rules).items()}
+    return {**model.config, **fixed, "labels": rules,
             "training images": [pair.image.name for pair in train.pairs],
             "validation images": [pair.image.name for pair in validation.pairs]}
 
 
 def _check_same(saved: dict[str, Any], given: dict[str, Any], path: str) -> None:
+    # what runs of earlier versions did not record
+    saved = {"ignore_index": [], "labels": given["labels"]} | saved
     for key, value in given.items():
         if saved.get(key) != value:
             raise ValueError(f"cannot resume {path}: {key!r} was {show(saved.get(key))} in that "

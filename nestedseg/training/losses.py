@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nestedseg.base.errors import choose, number, show
-from nestedseg.models.targets import TASKS, Task, check_tensors, class_planes
+from nestedseg.models.targets import (
+    TASKS,
+    Task,
+    check_ignore_index,
+    check_tensors,
+    class_planes,
+    valid_planes,
+    without_void,
+)
 
 __all__ = ["DeepSupervision", "HybridLoss", "PaperHybridLoss"]
 
@@ -19,9 +27,10 @@ __all__ = ["DeepSupervision", "HybridLoss", "PaperHybridLoss"]
 class _SegmentationLoss(nn.Module):
     """The base class of the losses: checks the target, and computes in float32 or more."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, ignore_index: int | None = None) -> None:
         super().__init__()
         self.task = choose("task", task, TASKS)
+        self.ignore_index = check_ignore_index(ignore_index)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Computes the loss.
@@ -43,12 +52,16 @@ class _SegmentationLoss(nn.Module):
         check_tensors(logits, target)
         # Sums over pixels in half precision stop counting at 256 (bf16) or overflow (fp16).
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        target, valid = without_void(target, self.ignore_index)
         y = class_planes(self.task, logits, target).to(logits.dtype)
-        return self._loss(logits, y)
+        valid = valid_planes(logits, valid)
+        if valid is not None:  # so that void pixels have no gradient, whatever their logits are
+            logits = torch.where(valid, logits, 0)
+        return self._loss(logits, y, valid)
 
     @abstractmethod
-    def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The loss of logits in float32 or more, given one plane per class."""
+    def _loss(self, logits: Tensor, y: Tensor, valid: Tensor | None) -> Tensor:
+        """The loss of logits in float32 or more, given one plane per class, and where it counts."""
 
 
 class HybridLoss(_SegmentationLoss):
@@ -57,7 +70,8 @@ class HybridLoss(_SegmentationLoss):
     Cross-entropy is binary for "binary" and "multilabel", categorical for "multiclass", and is
     averaged over pixels. The soft Dice loss of one class in one image is
     1 - (2 Σ py + 1) / (Σ p + Σ y + 1), with sums over the pixels, and is averaged over classes and
-    images; "multiclass" counts the background as a class.
+    images; "multiclass" counts the background as a class. Each image counts as if it had only the
+    pixels that have a class (see ``ignore_index``); one without any adds 0.
 
     The two terms are those of UNet++ (Zhou et al., IEEE TMI 2020, § II-B.2, DOI
     10.1109/TMI.2019.2959609), with the Dice coefficient over regions, as is usual; the paper's
@@ -65,6 +79,8 @@ class HybridLoss(_SegmentationLoss):
 
     Args:
         task: "binary", "multiclass" or "multilabel".
+        ignore_index: the value in the target of pixels that have no class; with "multilabel" a
+            pixel may have it for some classes only. Default: there are none.
 
     Raises:
         ValueError: the task is unknown.
@@ -80,11 +96,13 @@ class HybridLoss(_SegmentationLoss):
         (torch.Size([]), torch.Size([2, 3, 64, 64]))
     """
 
-    def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, y: Tensor, valid: Tensor | None) -> Tensor:
         if self.task == "multiclass":
-            return F.cross_entropy(logits, y) + _soft_dice_loss(logits.softmax(1), y)
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, y)
-        return cross_entropy + _soft_dice_loss(logits.sigmoid(), y)
+            p, entropy = logits.softmax(1), F.cross_entropy(logits, y, reduction="none")[:, None]
+        else:
+            p = logits.sigmoid()
+            entropy = F.binary_cross_entropy_with_logits(logits, y, reduction="none")
+        return _mean(entropy, valid).mean() + _soft_dice_loss(p, y, valid)
 
 
 class PaperHybridLoss(_SegmentationLoss):
@@ -99,25 +117,29 @@ class PaperHybridLoss(_SegmentationLoss):
     For sigmoids, c runs over each class and its complement, the background with 1 - y and 1 - p.
     In Eq. 2 a pixel with y = 0 adds nothing, so with only the foreground p ≡ 1 would be optimal.
 
+    Each image counts as if it had only the pixels that have a class (see ``ignore_index``).
+
     Source: Zhou et al., IEEE TMI 2020, Eq. 2, DOI 10.1109/TMI.2019.2959609.
 
     Args:
         task: "binary", "multiclass" or "multilabel".
+        ignore_index: see `HybridLoss`.
 
     Raises:
         ValueError: the task is unknown.
     """
 
-    def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, y: Tensor, valid: Tensor | None) -> Tensor:
         if self.task == "multiclass":
             log_p = logits.log_softmax(1)
         else:
             y = torch.cat([1 - y, y], dim=1)
+            valid = None if valid is None else torch.cat([valid, valid], dim=1)
             log_p = F.logsigmoid(torch.cat([-logits, logits], dim=1))  # 1 - p(x) = p(-x)
         p = log_p.exp()
         # The clamp turns 0/0 into 0 with a finite gradient; it only affects squares that underflow.
         dice = 2 * y * p / (y**2 + p**2).clamp_min(torch.finfo(p.dtype).tiny)
-        return -(y * log_p + dice).sum(dim=1).mean()
+        return -_mean(y * log_p + dice, valid).sum(dim=1).mean()
 
 
 class DeepSupervision(nn.Module):
@@ -183,11 +205,25 @@ class DeepSupervision(nn.Module):
         return reduce(operator.add, [weight * self.loss(head, target) for weight, head in pairs])
 
 
-def _soft_dice_loss(p: Tensor, y: Tensor) -> Tensor:
+def _mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """The mean over the pixels that count, per image and plane, ``(N, planes)``; 0 of no pixel.
+
+    Averaged per image first, so that N GPUs with equal shares of a batch train like one process
+    with the whole batch.
+    """
+    space = tuple(range(2, values.ndim))
+    if valid is None:
+        return values.mean(space)
+    return (values * valid).sum(space) / valid.sum(space).clamp_min(1)
+
+
+def _soft_dice_loss(p: Tensor, y: Tensor, valid: Tensor | None) -> Tensor:
     # Computed per image and class, and averaged last, so that the loss is a plain mean over images:
     # N GPUs with equal shares of a batch then train like one process with the whole batch. With
     # sums over the batch (SMP's, and MONAI's batch=True) they would not.
     space = tuple(range(2, p.ndim))
+    if valid is not None:
+        p, y = p * valid, y * valid
     overlap, size = (p * y).sum(space), (p + y).sum(space)
     # With a smoothing of 1, an absent class that is predicted as absent costs 0, with a gradient.
     return (1 - (2 * overlap + 1) / (size + 1)).mean()

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from nestedseg.data import InstancePatches, LabelledImages, LabelledInstances, LabelledSets, Patches
+from nestedseg.data import InstancePatches, LabelledImages, LabelledInstances, Patches
+from nestedseg.data.labels import VOID
 from nestedseg.data.preprocessing import preprocess
-from nestedseg.data.sets import planes
 from nestedseg.evaluation.depths import new_scores, score_heads
 from nestedseg.instances.metrics import InstanceScores
 from nestedseg.instances.prediction import check_finds_instances, predict_instances
@@ -48,6 +48,9 @@ class TrainingTask(Protocol):
             ValueError: they do not.
         """
 
+    def record(self, images: Any) -> None:
+        """Writes into the model's config what the labels of the training images leave out."""
+
     def patches(self, images: Any, settings: Settings) -> Patches | InstancePatches:
         """The samples to train on."""
 
@@ -78,7 +81,7 @@ class SemanticTask(TrainingTask):
 
     def __init__(self, model: SegmentationModel) -> None:
         self.model = model
-        self.objective = DeepSupervision(HybridLoss(model.task))
+        self.objective = DeepSupervision(HybridLoss(model.task, ignore_index=VOID))
         self.title = (f"{model.graph.name} over {model.config['encoder']}, depths "
                       f"{list(model.depths)}")
 
@@ -86,12 +89,12 @@ class SemanticTask(TrainingTask):
         if isinstance(images, LabelledInstances):
             raise ValueError(f"the {name} labels are instances, but the model takes classes; use "
                              "nestedseg.data.LabelledImages(..., binary=True)")
-        sets = isinstance(images, LabelledSets)
-        if sets != (self.model.task == "multilabel"):
-            raise ValueError(f"the {name} labels are {'sets of classes' if sets else 'classes'}, "
-                             f"but the model's task is {self.model.task!r}; create it with "
-                             "task=\"multilabel\" for nestedseg.data.LabelledSets, and only for "
-                             "them")
+        several = self.model.task == "multilabel"
+        if images.rules.multilabel != several:
+            raise ValueError(f"the {name} labels have {'one class' if several else 'several'} per "
+                             f"pixel, but the model's task is {self.model.task!r}; use "
+                             f"LabelledImages(..., multilabel={several}), or create the model with "
+                             "another task")
         dims, wanted = self.model.config["dims"], self.model.preprocessing.get("spacing")
         if images.dims != dims:
             raise ValueError(f"the {name} images have {images.dims} axes, but the model takes "
@@ -101,14 +104,15 @@ class SemanticTask(TrainingTask):
             raise ValueError(f"the {name} images have the spacing {images.spacing}, but the model "
                              f"takes {wanted}; use model.set_preprocessing(spacing=...)")
 
+    def record(self, images: LabelledImages) -> None:
+        self.model.set_ignore_index(images.rules.ignore)
+
     def patches(self, images: LabelledImages, settings: Settings) -> Patches:
         return Patches(images, settings.patch, partial(preprocess, model=self.model),
                        settings.seed, settings.foreground, settings.mirror,
                        images.prepared_std(self.model.preprocessing))
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        if self.model.task == "multilabel":
-            targets = planes(targets, self.model.classes)
         return self.objective(model(inputs), targets)
 
     def totals(self, images: LabelledImages, indices: Iterable[int]) -> Tensor:
@@ -139,6 +143,9 @@ class InstanceTask(TrainingTask):
             raise ValueError(f"the {name} labels are classes, but the model takes instances; use "
                              "nestedseg.data.LabelledInstances")
         check_channels(images, self.model, name)
+
+    def record(self, images: LabelledInstances) -> None:
+        """Nothing: instance maps leave out nothing."""
 
     def patches(self, images: LabelledInstances, settings: Settings) -> InstancePatches:
         return InstancePatches(images, settings.patch, partial(preprocess, model=self.model),

@@ -6,16 +6,14 @@ import os
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from nestedseg.cli import build_parser, main
 from nestedseg.cli.files import find_files, find_images
-from nestedseg.data import LabelledImages, LabelledSets, Pair, find_pairs, list_images, split_pairs
+from nestedseg.data import LabelledImages, Pair, find_pairs, list_images, split_pairs
 from nestedseg.data.layouts.lists import list_named, read_list
 from nestedseg.data.layouts.parts import find_class_masks, find_object_masks
 from nestedseg.data.layouts.splits import fold_pairs
-from nestedseg.data.sets import planes, topmost
 
 SIDE = 32
 
@@ -302,23 +300,18 @@ def test_a_folder_for_each_class(tmp_path):
     sets = class_folders(tmp_path)
     pairs, found = find_class_masks(tmp_path / "i", tmp_path / "l")
     assert found == ["sea", "sky", "town"]
-    images = LabelledSets(pairs, classes=3, cache=tmp_path / "c")
+    images = LabelledImages(pairs, classes=3, multilabel=True, cache=tmp_path / "c")
     for index, wanted in enumerate(sets):
-        truth = torch.from_numpy(images[index][1])[None]
-        np.testing.assert_array_equal(planes(truth, 3)[0].numpy(), wanted.transpose(2, 0, 1))
+        np.testing.assert_array_equal(images[index][1], wanted)
     assert images.foreground == pytest.approx(sets.any(-1).mean())
     pairs, found = find_class_masks(tmp_path / "i", tmp_path / "l", class_names=["town", "sea"])
     assert found == ["town", "sea"]
-    np.testing.assert_array_equal(pairs[0].label.draw((SIDE, SIDE)) & 1, sets[0, ..., 2])
+    np.testing.assert_array_equal(pairs[0].label.draw((SIDE, SIDE)), sets[0][..., [2, 0]])
     with pytest.raises(ValueError, match="unknown class 'twon'; did you mean 'town'"):
         find_class_masks(tmp_path / "i", tmp_path / "l", class_names=["twon"])
     (tmp_path / "l/sky/2.png").unlink()
     with pytest.raises(ValueError, match=r"2\.png has no label .*sky"):
         find_class_masks(tmp_path / "i", tmp_path / "l")
-
-
-def test_the_topmost_class_of_a_set():
-    assert topmost(np.array([0, 1, 2, 3, 4, 7, 2**30])).tolist() == [0, 1, 2, 2, 3, 3, 31]
 
 
 # -- dividing -------------------------------------------------------------------------------------

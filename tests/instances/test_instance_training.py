@@ -171,19 +171,20 @@ def test_no_instance_in_any_image(tmp_path, nuclei, no_step):
 
 
 def test_more_instances_in_a_patch_than_memory_has_masks_for(tmp_path, no_step):
-    label = np.arange(1, 110 * 110 + 1, dtype=np.int32).reshape(110, 110)
+    label = np.kron(np.arange(1, 110 * 110 + 1).reshape(110, 110), np.ones((3, 3), int))
+    label = label.astype(np.int32)
     crowd = collect(write(tmp_path, crowd=label))
-    settings = Settings(epochs=1, batch=8, patch=110)
+    settings = Settings(epochs=1, batch=8, patch=330)
     with pytest.raises(ValueError, match=r"crowd.tif \(of .*crowd.tif\) has too many instances: up "
-                                         r"to 12100 in a patch of 110 x 110 .* batch of 8, at most "
-                                         r"5546 are allowed; use a smaller patch"):
+                                         r"to 12100 in a patch of 330 x 330 .* batch of 8, at most "
+                                         r"616 are allowed; use a smaller patch"):
         fit(tiny(), crowd, crowd, tmp_path / "run", settings)
 
 
 WRONG = {
     "negative numbers": (np.full((9, 9), -3, np.int32), "numbers from 1"),
-    "fractions": (np.full((9, 9), 0.5, np.float32), "colours or fractions"),
-    "colours": (np.zeros((9, 9, 3), np.uint8), "colours or fractions"),
+    "fractions": (np.full((9, 9), 0.5, np.float32), "fractions in 81 places, such as 0.5"),
+    "colours": (np.full((9, 9, 3), (9, 0, 0), np.uint8), r"colours, \[9, 0, 0\] \(81 pixels\)"),
 }
 
 

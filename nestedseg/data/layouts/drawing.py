@@ -181,16 +181,16 @@ class Drawn:
     Args:
         label: to draw.
         shape: ``(H, W)`` of the image.
-        channels: of the label.
     """
 
     windowed = mapped = False
     nodata: float | None = None
     dtype = np.dtype(np.int32)
 
-    def __init__(self, label: DrawnLabel, shape: tuple[int, ...], channels: int = 1) -> None:
-        self.label, self.path, self.shape, self.channels = label, label.files[0], shape, channels
-        check_size(shape, channels, self.dtype)
+    def __init__(self, label: DrawnLabel, shape: tuple[int, ...]) -> None:
+        self.label, self.path, self.shape, self.channels = \
+            label, label.files[0], shape, label.channels
+        check_size(shape, label.channels, self.dtype)
 
     def read(self, window: Sequence[slice] | None = None) -> np.ndarray:
         """Reads a window; see `Source`."""

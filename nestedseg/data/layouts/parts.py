@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from nestedseg.base.errors import as_path, choose
+from nestedseg.base.errors import as_path, blamed, choose
 from nestedseg.data.files import DrawnLabel, Pair, list_images, name_in, spatial_axes, walk
 from nestedseg.data.images import open_image, read_label
+from nestedseg.data.labels import one_channel
 from nestedseg.data.layouts.folders import find_pairs
 from nestedseg.data.source import by
 
 MASKS = "masks"  # the folder of the masks of a case in the Data Science Bowl of 2018
-MOST_CLASSES = 31  # that a set of classes in an int32 has room for
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ObjectMasks(DrawnLabel):
 
 @dataclass(frozen=True)
 class ClassMasks(DrawnLabel):
-    """A label of a mask for each class, which may overlap; see `nestedseg.data.sets`.
+    """A label of a mask for each class, which may overlap: planes ``(H, W, classes)`` of 0 and 1.
 
     Args:
         masks: of the classes.
@@ -62,42 +62,11 @@ class ClassMasks(DrawnLabel):
         return self.masks
 
     def draw(self, shape: tuple[int, ...]) -> np.ndarray:
-        sets = np.zeros(shape, np.int32)
-        for place, path in enumerate(self.masks):
-            sets |= read_mask(path, shape).astype(np.int32) << place
-        return sets
-
-
-@dataclass(frozen=True)
-class ClassChannels(DrawnLabel):
-    """A label with a channel for each class; see `nestedseg.data.sets`.
-
-    Args:
-        path: of the picture.
-        classes: channels that it must have.
-    """
-
-    path: Path
-    classes: int
-
-    def __str__(self) -> str:
-        return f"{self.path}"
+        return np.stack([read_mask(path, shape) for path in self.masks], -1)
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.path,)
-
-    def draw(self, shape: tuple[int, ...]) -> np.ndarray:
-        source = open_image(self.path, indexed=True)
-        if (*source.shape, source.channels) != (*shape, self.classes):
-            raise ValueError(f"the label {self.path} is {by(source.shape)} pixels (height by "
-                             f"width) with {source.channels} channels; expected {by(shape)}, as "
-                             f"its image is, with {self.classes}")
-        channels = source.read()
-        sets = np.zeros(shape, np.int32)
-        for place in range(self.classes):
-            sets |= _as_mask(channels[..., place], self.path).astype(np.int32) << place
-        return sets
+    def channels(self) -> int:
+        return len(self.masks)
 
 
 def read_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -106,7 +75,8 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         ValueError: it is of another size, or has more than two values.
     """
-    mask = read_label(path)
+    with blamed(f"the mask {path}"):
+        mask = one_channel(read_label(path), 2, cures=False)
     if mask.shape != tuple(shape):
         raise ValueError(f"the mask {path} is {by(mask.shape)}, but its image is {by(shape)} "
                          "pixels (height by width)")
@@ -169,7 +139,7 @@ def _masks_of(labels: Path, name: str) -> Path | None:
 def find_class_masks(images: str | Path, labels: str | Path, *, image_suffix: str = "",
                      label_suffix: str = "", recursive: bool = False,
                      class_names: Sequence[str] | None = None) -> tuple[list[Pair], list[str]]:
-    """Pairs images with masks, one in the folder of each class; see `nestedseg.data.sets`.
+    """Pairs images with masks, one in the folder of each class, which may overlap.
 
     Args:
         images: folder of the images.
@@ -192,7 +162,6 @@ def find_class_masks(images: str | Path, labels: str | Path, *, image_suffix: st
     if not found:
         raise ValueError(f"{labels} contains no folders; expected one for each class")
     names = [choose("class", name, found) for name in class_names or found]
-    _check_count(len(names), labels)
     parts = [find_pairs(images, labels / name, image_suffix=image_suffix,
                         label_suffix=label_suffix, recursive=recursive) for name in names]
     spatial_axes(pair.image for pair in parts[0])
@@ -200,23 +169,17 @@ def find_class_masks(images: str | Path, labels: str | Path, *, image_suffix: st
             for pairs in zip(*parts)], names
 
 
-def as_channels(pairs: Sequence[Pair]) -> tuple[list[Pair], int]:
-    """The pairs, with a channel of each label for each class, and the number of classes.
+def count_channels(pairs: Sequence[Pair]) -> int:
+    """How many channels the first label has, one for each class.
 
     Args:
         pairs: whose labels are pictures with channels.
 
     Raises:
-        ValueError: the first label cannot be read, or has one channel, or more than 31.
+        ValueError: the label cannot be read, or has one channel.
     """
     first = pairs[0].label_file
     count = open_image(first, indexed=True).channels
     if count < 2:
         raise ValueError(f"the label {first} has one channel; expected one for each class")
-    _check_count(count, first)
-    return [replace(pair, label=ClassChannels(pair.label_file, count)) for pair in pairs], count
-
-
-def _check_count(count: int, where: Path) -> None:
-    if count > MOST_CLASSES:
-        raise ValueError(f"{where} has {count} classes; at most {MOST_CLASSES} may overlap")
+    return count

@@ -13,8 +13,16 @@ import torch
 
 from nestedseg.base.extras import require
 from nestedseg.data import LabelledImages
-from nestedseg.data.sets import planes, topmost
-from nestedseg.evaluation.cases import TOLERANCE, CaseScore, open_case, score_cases, segment
+from nestedseg.data.labelled import planes_first
+from nestedseg.data.labels import VOID
+from nestedseg.evaluation.cases import (
+    TOLERANCE,
+    CaseScore,
+    decide,
+    open_case,
+    score_cases,
+    segment,
+)
 from nestedseg.evaluation.depths import DepthReport, compare_depths
 from nestedseg.evaluation.metrics import SegmentationScores
 from nestedseg.evaluation.visualise_masks import (
@@ -28,7 +36,7 @@ from nestedseg.evaluation.visualise_masks import (
 from nestedseg.evaluation.visualise_volumes import Case, draw_slices
 from nestedseg.models.model import SegmentationModel
 from nestedseg.models.outputs import probabilities
-from nestedseg.prediction import predict_heads, to_mask
+from nestedseg.prediction import predict_heads
 from nestedseg.training.history import Epoch
 from nestedseg.training.report.figures import CURVES, OVERLAY, draw_curves, draw_panels, shown
 from nestedseg.training.report.metrics_file import write_metrics
@@ -95,7 +103,7 @@ def draw_overlay(model: SegmentationModel, images: LabelledImages, path: Path) -
     """Draws image, truth and each depth's prediction side by side, for a few images, as a PNG."""
     rows = [_panels(model, *images[index], images.pairs[index].image.name)
             for index in shown(images)]
-    draw_panels(rows, path, _legend(model.classes + (model.task == "multilabel")))
+    draw_panels(rows, path, _legend(model, images))
 
 
 def draw_contours(model: SegmentationModel, images: LabelledImages, path: Path) -> None:
@@ -111,36 +119,29 @@ def draw_contours(model: SegmentationModel, images: LabelledImages, path: Path) 
 def _panels(model: SegmentationModel, image: np.ndarray, truth: np.ndarray,
             name: str) -> list[tuple[str, np.ndarray]]:
     rgb = to_rgb(image)
-    shown = topmost(truth) if model.task == "multilabel" else truth
-    panels = [(name, rgb), ("truth", paint_classes(rgb, shown))]
+    panels = [(name, rgb), ("truth", paint_classes(rgb, truth))]
     for key, logits in predict_heads(model, image).items():
-        mask = _mask(probabilities(logits, model.task)[0], model.task)
+        mask = decide(probabilities(logits, model.task)[0], model.task)
         title = f"depth {key}" if isinstance(key, int) else str(key)
         panels.append((f"{title}: IoU {_iou(model, logits, truth):.3f}",
-                       paint_errors(rgb, mask, shown)))
+                       paint_errors(rgb, mask, truth)))
     return panels
 
 
-def _mask(scores: torch.Tensor, task: str) -> np.ndarray:
-    """The classes to paint; of classes that overlap the last one."""
-    if task == "multilabel":
-        places = 1 + torch.arange(len(scores), device=scores.device).view(-1, 1, 1)
-        return ((scores > 0.5) * places).amax(0).cpu().numpy()
-    return to_mask(scores, task)
-
-
 def _iou(model: SegmentationModel, logits: torch.Tensor, truth: np.ndarray) -> float:
-    scores, target = SegmentationScores(model.task, model.classes), torch.from_numpy(truth)[None]
-    if model.task == "multilabel":
-        target = planes(target, model.classes)
-    scores.update(logits.cpu(), target)
+    scores = SegmentationScores(model.task, model.classes, ignore_index=VOID)
+    scores.update(logits.cpu(), torch.from_numpy(planes_first(truth, 2))[None])
     return scores.compute()["iou"]["mean"]
 
 
-def _legend(classes: int) -> list[Any]:
+def _legend(model: SegmentationModel, images: LabelledImages) -> list[Any]:
     patch = require("matplotlib.patches").Patch
-    names = ["foreground"] if classes == 1 else [f"class {c}" for c in range(1, classes)]
-    wrong = "false alarm" if classes == 1 else "wrong class"
+    first = 0 if model.task == "multilabel" else 1
+    names = ["foreground"] if model.classes == 1 else [
+        f"class {c}" for c in range(first, model.classes)]
+    wrong = "false alarm" if model.classes == 1 else "wrong class"
     # Colours repeat after the last of the palette, so only the first classes are listed.
     entries = [*zip(names, CLASS_COLOURS, strict=False), ("missed", MISSED), (wrong, WRONG)]
-    return [patch(color=np.array(colour) / 255, label=name) for name, colour in entries]
+    shown = [patch(color=np.array(colour) / 255, label=name) for name, colour in entries]
+    void = [patch(facecolor="white", edgecolor="black", hatch="/////", label="no class")]
+    return shown + (void if images.rules.ignore else [])
