@@ -190,7 +190,7 @@ def test_a_label_that_lies_elsewhere_is_named(tmp_path):
     shifted[0, 3] = 1e-5  # a rounded quaternion is no other place
     LabelledImages([Pair(pair.image, write(tmp_path / "b.nii", label, shifted))])
     array = Pair(pair.image, write(tmp_path / "b.npy", label))
-    with pytest.raises(ValueError, match=r"must both be NIfTI or both \.npy"):
+    with pytest.raises(ValueError, match="must both have an affine"):
         LabelledImages([array])
 
 
@@ -535,7 +535,7 @@ def run(tmp_path_factory):
 def test_a_run_on_volumes_holds_scores_of_each_case(run):
     names = {path.name for path in run.iterdir()}
     assert names == {"checkpoint.pt", "metrics.json", "curves.png", "overlay.png", "depths.md",
-                     "model", "cases.csv"}
+                     "files.csv", "model", "cases.csv"}
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["settings"]["patch"] == [8, 12, 12] and metrics["model"]["dims"] == 3
     with (run / "cases.csv").open() as file:
