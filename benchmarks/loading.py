@@ -79,11 +79,11 @@ def ours(pairs: list[Pair], folder: Path) -> Iterator[tuple[str, Callable[[int],
     """Patches of images that are kept in memory, mapped from the cache, or read by window."""
     yield "kept in memory", _patches(LabelledImages(pairs)).__getitem__
     cached = LabelledImages(pairs, cache=folder / "cache")
-    yield ("memory-mapped" if pairs[0].image.suffix == ".png" else "windows of the files"), \
-        _patches(cached).__getitem__
+    yield "memory-mapped", _patches(cached).__getitem__
     keep, labelled.KEEP_BYTES = labelled.KEEP_BYTES, 0
-    if pairs[0].image.suffix == ".png":
-        yield "decoded for each patch", _patches(LabelledImages(pairs)).__getitem__
+    whole = pairs[0].image.suffix == ".png"
+    yield ("decoded for each patch" if whole else "windows of the files"), \
+        _patches(LabelledImages(pairs)).__getitem__
     labelled.KEEP_BYTES = keep
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from nestedseg.data.layouts.drawing import Drawn
-from nestedseg.data.source import Source, whole
+from nestedseg.data.source import Source, blocks, whole
 
 MOST_BYTES = 64 * 2**30  # that a cache takes by default, and never more than half of what is free
 ABANDONED = 3600  # seconds after which an unfinished entry belongs to a process that was killed
@@ -54,14 +55,16 @@ class Cache:
         return sum(stat.st_size for _, stat in self._entries())
 
     def wrap(self, source: Source, *facts: Any) -> Source:
-        """The source, or if it can only be decoded as a whole, its decoded copy.
+        """The source, or if its numbers must be decoded, a copy of them that is made once.
 
         Args:
             source: an opened file.
             facts: what else its numbers depend on, such as the spacing they are resampled to.
         """
+        if source.mapped:
+            return source
         files = source.label.files if isinstance(source, Drawn) else [source.path]
-        return source if source.windowed else _Cached(source, self, self.entry(files, *facts))
+        return _Cached(source, self, self.entry(files, *facts))
 
     def entry(self, paths: Sequence[Path], *facts: Any, suffix: str = ".npy") -> Path:
         """Where something is kept that depends on these files and facts.
@@ -90,18 +93,30 @@ class Cache:
         self._touch(entry)
         return array
 
-    def store(self, entry: Path, array: np.ndarray) -> None:
-        """Keeps an array, if there is room for it.
+    def store(self, entry: Path, source: Source) -> None:
+        """Keeps the numbers of a source, if there is room for them.
 
         Args:
             entry: its path.
-            array: of any shape and type.
+            source: is decoded block by block, if it can be read in windows.
+
+        Raises:
+            ValueError: the source is damaged.
         """
         self.used.add(entry)
-        if not self._make_room(array.nbytes):
+        shape = (*source.shape, source.channels)
+        if not self._make_room(math.prod(shape) * source.dtype.itemsize):
             return
-        with self.part(entry) as part, part.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
+        header = {"descr": np.lib.format.dtype_to_descr(source.dtype), "fortran_order": False,
+                  "shape": shape}
+        windows = blocks(source.shape) if source.windowed else [whole(source.shape)]
+        try:
+            with self.part(entry) as part, part.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for window in windows:  # whole rows, one block after the other
+                    file.write(np.ascontiguousarray(source.read(window)).data)
+        except OSError:  # the disk became full
+            return
 
     def part(self, entry: Path) -> _Part:
         """A context with a path to write to, which then becomes the entry.
@@ -159,30 +174,33 @@ class _Part:
 class _Cached:
     """A source that is decoded once; a `Source`."""
 
-    windowed = True
+    windowed = mapped = True
 
     def __init__(self, source: Source, cache: Cache, entry: Path) -> None:
         self.source, self.cache, self.entry = source, cache, entry
         self.path, self.shape, self.channels = source.path, source.shape, source.channels
         self.dtype, self.nodata = source.dtype, source.nodata
         self._mapped: np.ndarray | None = None
+        self._tried = False
 
     def read(self, window: Sequence[slice] | None = None) -> np.ndarray:
         """Reads a window; see `Source`."""
-        array = self._array()
-        return np.array(array[tuple(window or whole(self.shape))])
+        if self._mapped is None and not self._tried:
+            self._mapped, self._tried = self._load(), True
+        if self._mapped is None:  # there is no room for it
+            return self.source.read(window)
+        return np.array(self._mapped[tuple(window or whole(self.shape))])
 
-    def _array(self) -> np.ndarray:
-        if self._mapped is not None:
-            return self._mapped
+    def _load(self) -> np.ndarray | None:
+        if self._found() is None:
+            self.cache.store(self.entry, self.source)
+        return self._found()
+
+    def _found(self) -> np.ndarray | None:
         array = self.cache.load(self.entry)
-        if array is not None and array.shape == (*self.shape, self.channels) \
-                and array.dtype == self.dtype:
-            self._mapped = array
-            return array
-        decoded = self.source.read()
-        self.cache.store(self.entry, decoded)
-        return decoded
+        fits = array is not None and array.dtype == self.dtype \
+            and array.shape == (*self.shape, self.channels)
+        return np.asarray(array) if fits else None  # a plain view, which is faster to cut
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.source, self.cache, self.entry)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from nestedseg.data.preprocessing import Moments, measure, missing, to_float
+from nestedseg.data.source import blocks
 
-BLOCK = 2**24  # pixels that are examined at once
 SAMPLE = 4096  # values of each channel, and places of the foreground, that are kept of an image
 
 
@@ -63,14 +63,6 @@ class Findings:
                 return cls(*(file[each.name] for each in fields(cls)))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
-
-
-def blocks(shape: Sequence[int], pixels: int = BLOCK) -> Iterator[tuple[slice, ...]]:
-    """Windows of whole rows or planes that together are the image, with so many pixels each."""
-    step = max(1, pixels // math.prod(shape[1:]))
-    for start in range(0, shape[0], step):
-        yield (slice(start, min(start + step, shape[0])),
-               *(slice(0, length) for length in shape[1:]))
 
 
 def examine(read: Callable[[Sequence[slice]], tuple[np.ndarray, np.ndarray]],

@@ -36,7 +36,7 @@ class Picture:
         ValueError: the file is damaged, animated, or too large to decode.
     """
 
-    windowed = False
+    windowed = mapped = False
     nodata: float | None = None
 
     def __init__(self, path: Path, indexed: bool = False) -> None:
@@ -55,7 +55,8 @@ class Picture:
         self.shape: tuple[int, ...] = orientation.displayed_shape(size, self.orientation)
         self.channels = 1 if self._grey(mode) else 3
         self.dtype = np.dtype(np.uint16 if self.bits == 16 else bool if mode == "1" else np.uint8)
-        check_size(size, 4, self.dtype, MAX_PIXELS)
+        samples = self.channels if self.kind is None else SAMPLES[self.kind]
+        check_size(size, samples, self.dtype, MAX_PIXELS)
         self._check_bomb(size)
 
     def _grey(self, mode: str) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+BLOCK = 2**24  # pixels that are read at once
 MAX_PIXELS = 2**30  # of an image that can only be decoded as a whole: 32,768 x 32,768
 
 
@@ -24,6 +26,7 @@ class Source(Protocol):
         dtype: of these numbers, as they are stored.
         windowed: whether reading a window costs about as much as its pixels; otherwise the whole
             file is decoded for it.
+        mapped: whether the numbers lie in the file as they do in memory, so that none are decoded.
         nodata: the value by which the file marks pixels that were not measured; ``None`` = none.
     """
 
@@ -37,6 +40,8 @@ class Source(Protocol):
     def dtype(self) -> np.dtype: ...
     @property
     def windowed(self) -> bool: ...
+    @property
+    def mapped(self) -> bool: ...
     @property
     def nodata(self) -> float | None: ...
 
@@ -54,6 +59,14 @@ class Source(Protocol):
 def whole(shape: Sequence[int]) -> tuple[slice, ...]:
     """The window that is the whole image."""
     return tuple(slice(0, length) for length in shape)
+
+
+def blocks(shape: Sequence[int], pixels: int = BLOCK) -> Iterator[tuple[slice, ...]]:
+    """Windows of whole rows or planes that together are the image, with so many pixels each."""
+    step = max(1, pixels // math.prod(shape[1:]))
+    for start in range(0, shape[0], step):
+        yield (slice(start, min(start + step, shape[0])),
+               *(slice(0, length) for length in shape[1:]))
 
 
 def check_size(shape: Sequence[int], channels: int, dtype: np.dtype, most: int | None = None

@@ -80,7 +80,8 @@ class Tiff:
         self._colours = None if indexed or page.photometric != PALETTE else _colours(page)
         self.channels = axes.get("C", 1) * len(self._keep) if self._colours is None else 3
         self.dtype = self._colours.dtype if self._colours is not None else page.dtype
-        self.windowed = self._offset is not None or all(each.fine for each in self._pages)
+        self.mapped = self._offset is not None
+        self.windowed = self.mapped or all(each.fine for each in self._pages)
         tag = page.tags.valueof(NODATA)
         self.nodata = _number(tag) if tag is not None else None
 

@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from nestedseg.base.errors import as_path
 from nestedseg.base.extras import require
 from nestedseg.data.files import Pair, known_suffix, split_name
 from nestedseg.data.medical import read_itk, read_series, write_itk
-from nestedseg.data.source import Source, by, whole
+from nestedseg.data.source import Source, by, decoding, whole
 from nestedseg.data.tiff import Tiff
 from nestedseg.data.zarr_array import ZarrArray
 
@@ -53,7 +53,7 @@ class Volume:
     """
 
     path: Path
-    stored: np.ndarray | OnAccess
+    stored: np.ndarray | OnAccess | Unpacked
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
     scale: tuple[float, float] = (1.0, 0.0)
     source: Any = None
@@ -69,6 +69,13 @@ class Volume:
     def channels(self) -> int:
         """How many numbers each voxel has."""
         return self.stored.shape[3] if self.stored.ndim == 4 else 1
+
+    @property
+    def mapped(self) -> bool:
+        """Whether reading decodes nothing."""
+        if isinstance(self.stored, OnAccess):
+            return self.stored.source.mapped
+        return isinstance(self.stored, np.ndarray)
 
     @property
     def dtype(self) -> np.dtype:
@@ -153,7 +160,14 @@ def open_volume(path: str | Path) -> Volume:
     Raises:
         ValueError: the file is missing or damaged, or does not contain a volume.
     """
-    path = as_path("a volume", path)
+    volume = _open_header(as_path("a volume", path))
+    if isinstance(volume.stored, Unpacked):
+        volume.stored.keep()
+    return volume
+
+
+def _open_header(path: Path) -> Volume:
+    """A volume of which a packed file is not unpacked yet."""
     reader = _open_series if path.is_dir() else _open_nifti
     try:
         volume = OPEN.get(known_suffix(path), reader)(path)
@@ -216,7 +230,50 @@ def _open_nifti(path: Path) -> Volume:
     if size > most * (DEFLATE if path.suffix.lower() == ".gz" else 1):  # before memory is allocated
         raise ValueError(f"its header says {size:.0f} bytes of voxels, but the file has only "
                          f"{most} bytes")
+    if path.suffix.lower() == ".gz":
+        return _packed(path, source)
     return _of_nibabel(path, source, data.get_unscaled, (data.slope, data.inter))
+
+
+def _packed(path: Path, source: Any) -> Volume:
+    """A volume that is unpacked when its voxels are asked for."""
+    data = source.dataobj
+    plan = np.broadcast_to(np.zeros((), data.dtype), data.shape)  # takes no memory
+    volume = _of_nibabel(path, source, lambda: plan, (data.slope, data.inter))
+    return replace(volume, stored=Unpacked(path, source, volume.stored), windowed=False)
+
+
+class Unpacked:
+    """The voxels of a ``.nii.gz`` file as an array; they stay in memory only after `keep`.
+
+    Args:
+        path: of the file.
+        source: nibabel's image.
+        plan: an array of the same shape and type.
+    """
+
+    def __init__(self, path: Path, source: Any, plan: Any) -> None:
+        self.path, self.source = path, source
+        self.shape, self.dtype, self.ndim = plan.shape, plan.dtype, plan.ndim
+        self.kept: np.ndarray | None = None
+
+    def unpack(self) -> np.ndarray:
+        """Reads the voxels.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        with decoding(f"the volume {self.path}"):
+            stored = self.source.dataobj.get_unscaled()
+        return _canonical(_one_time(stored), self.source.affine)
+
+    def keep(self) -> None:
+        """Unpacks the voxels, and keeps them in memory."""
+        self.kept = self.unpack()
+
+    def __getitem__(self, window: slice | Sequence[slice]) -> np.ndarray:
+        array = self.unpack() if self.kept is None else self.kept
+        return array[window if isinstance(window, slice) else tuple(window)]
 
 
 def _of_nibabel(path: Path, source: Any, read: Callable[[], np.ndarray] | None = None,
@@ -225,10 +282,13 @@ def _of_nibabel(path: Path, source: Any, read: Callable[[], np.ndarray] | None =
     if not np.isfinite(source.affine).all() or not np.linalg.det(source.affine[:3, :3]):
         raise ValueError(f"its affine is not invertible: {source.affine.tolist()}")
     stored = np.asanyarray(source.dataobj) if read is None else read()
-    if stored.ndim == 4 and stored.shape[3] == 1:  # a time series of length 1
-        stored = stored[..., 0]
-    stored = _canonical(_checked_axes(stored), source.affine)
+    stored = _canonical(_checked_axes(_one_time(stored)), source.affine)
     return Volume(path, stored, _spacing(source.affine), scale, source)
+
+
+def _one_time(stored: np.ndarray) -> np.ndarray:
+    """Without the axis of a time series of length 1."""
+    return stored[..., 0] if stored.ndim == 4 and stored.shape[3] == 1 else stored
 
 
 def _checked_axes(stored: np.ndarray) -> np.ndarray:
@@ -266,14 +326,46 @@ def open_volume_pair(pair: Pair, spacing: Sequence[float] | None = None
         ValueError: a file cannot be opened, or the label has several channels, or another shape or
             affine than the image.
     """
-    image, label = open_volume(pair.image), open_volume(pair.label_file)
+    image, label = _open_header(pair.image), _open_header(pair.label_file)
     _check_grids(image, label)
     if spacing is None:
-        return image, label, image.spacing
+        return _forgetting(image), _forgetting(label), image.spacing
     shape = image.shape_at(spacing)
     spacing = tuple(own * length / new for own, length, new
                     in zip(image.spacing, image.shape, shape))
-    return Resampled(image, shape), Resampled(label, shape, nearest=True), spacing
+    return (Resampled(_forgetting(image), shape),
+            Resampled(_forgetting(label), shape, nearest=True), spacing)
+
+
+def _forgetting(volume: Volume) -> Source:
+    """The volume, but one whose voxels are in memory is read again when they are asked for."""
+    in_memory = isinstance(volume.stored, np.ndarray) and _owner(volume.stored) is None
+    return Reread(volume) if in_memory else volume
+
+
+def _owner(array: Any) -> np.memmap | None:
+    """The memory-mapped file that an array is a view of."""
+    while array is not None and not isinstance(array, np.memmap):
+        array = getattr(array, "base", None)
+    return array
+
+
+class Reread:
+    """A volume of which only the header stays in memory; a `Source`.
+
+    Args:
+        volume: as it was opened.
+    """
+
+    windowed = mapped = False
+
+    def __init__(self, volume: Volume) -> None:
+        self.path, self.shape, self.channels = volume.path, volume.shape, volume.channels
+        self.dtype, self.nodata = volume.dtype, volume.nodata
+
+    def read(self, window: Sequence[slice] | None = None) -> np.ndarray:
+        """Reads a window; see `Source`."""
+        return open_volume(self.path).read(window)
 
 
 class Resampled:
@@ -286,9 +378,9 @@ class Resampled:
             are interpolated linearly.
     """
 
-    windowed = False
+    windowed = mapped = False
 
-    def __init__(self, volume: Volume, shape: tuple[int, ...], nearest: bool = False) -> None:
+    def __init__(self, volume: Source, shape: tuple[int, ...], nearest: bool = False) -> None:
         self.volume, self.shape, self.nearest = volume, shape, nearest
         self.path, self.channels, self.nodata = volume.path, volume.channels, volume.nodata
         self.dtype = volume.dtype if nearest else np.dtype(np.float32)

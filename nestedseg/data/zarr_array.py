@@ -30,7 +30,7 @@ class ZarrArray:
         ValueError: it is damaged, or has other axes.
     """
 
-    windowed = True
+    windowed, mapped = True, False
     nodata: float | None = None
 
     def __init__(self, path: Path, dims: int | None = None) -> None:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from nestedseg.data import Cache, LabelledImages, Pair, Patches, labelled, open_image
 from nestedseg.data import cache as cache_module
-from nestedseg.data.findings import Findings, blocks, examine
+from nestedseg.data.findings import Findings, examine
+from nestedseg.data.source import blocks
 
 tifffile = pytest.importorskip("tifffile")
 RNG = np.random.default_rng(0)

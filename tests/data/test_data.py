@@ -315,7 +315,8 @@ providers = cache(importlib.metadata.packages_distributions)
 def required():
     """The module and the extra of each call of `require` in the package whose module is written."""
     for path in (ROOT / "nestedseg").rglob("*.py"):
-        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        text = path.read_text(encoding="utf-8")
+        for call in ast.walk(ast.parse(text)) if "require(" in text else ():
             if isinstance(call, ast.Call) and getattr(call.func, "id", None) == "require":
                 module, *extra = (getattr(given, "value", None) for given in call.args)
                 if isinstance(module, str):

@@ -184,7 +184,7 @@ class Drawn:
         channels: of the label.
     """
 
-    windowed = False
+    windowed = mapped = False
     nodata: float | None = None
     dtype = np.dtype(np.int32)
 
