@@ -333,8 +333,9 @@ def loading(data: dict[str, Any]) -> str:
         kept = rates["kept in memory"]
         table += [(name, way, f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}",
                    f"{100 * rate / kept:.0f} %") for way, rate in rates.items()]
-    text = f"""Random patches of {patches['patch']} x {patches['patch']} pixels, mirrored, of varied \
-brightness, normalised, per second of one
+    side = patches["patch"]
+    text = f"""Random patches of {side} x {side} pixels, mirrored, of varied brightness, \
+normalised, per second of one
 processor core; medians of interleaved runs. Peers' patches are changed alike. \
 {machine['cpu']}, load {machine['load']}.
 

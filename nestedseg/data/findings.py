@@ -96,7 +96,7 @@ def _examine_block(raw: np.ndarray, target: np.ndarray, window: Sequence[slice],
     raw = raw.reshape(*target.shape, channels)
     gone = missing(raw, nodata)
     share = target.size / math.prod(shape)
-    moments = measure([to_float(raw)], [gone])
+    moments = measure([(to_float(raw), gone)])
     pixels, measured = np.full(channels, target.size), raw.reshape(-1, channels)
     if gone is not None:
         lost = gone.reshape(measured.shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -81,20 +80,30 @@ def preprocess(image: np.ndarray, model: Preprocessed, moments: Moments | None =
     if not hasattr(model, "preprocessing"):
         raise TypeError(f"expected a model with its preprocessing, got {type(model).__name__}")
     options = model.preprocessing
-    dims, channels = model.config.get("dims", 2), len(options["mean"])
-    image = image[..., None] if image.ndim == dims else image
-    if image.ndim != dims + 1 or image.shape[-1] not in (1, channels):
-        axes = ", ".join("DHW"[-dims:])
-        raise ValueError(f"expected an image ({axes}) or ({axes}, {channels}), got {image.shape}")
+    channels = len(options["mean"])
+    image = image[..., None] if image.ndim == model.config.get("dims", 2) else image
+    check_image(image.shape, model)
     gone = missing(image, options.get("nodata") if nodata is None else nodata)
     values = scale(image, options.get("value_range"), options.get("clip", False))
     if options.get("standardise"):
-        values = standardise(values, moments or measure([values], [gone]))
+        values = standardise(values, moments or measure([(values, gone)]))
     x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 0)))
     x = normalise(x.expand(channels, *x.shape[1:]), options)
     if gone is not None:
         x = x.masked_fill(torch.from_numpy(np.moveaxis(gone, -1, 0)), 0)
     return x[None]
+
+
+def check_image(shape: Sequence[int], model: Preprocessed) -> None:
+    """Checks that an image ``(*spatial, C)`` has the axes and channels that a model takes.
+
+    Raises:
+        ValueError: it does not.
+    """
+    dims, channels = model.config.get("dims", 2), len(model.preprocessing["mean"])
+    if len(shape) != dims + 1 or shape[-1] not in (1, channels):
+        axes = ", ".join("DHW"[-dims:])
+        raise ValueError(f"expected an image ({axes}) or ({axes}, {channels}), got {tuple(shape)}")
 
 
 def missing(image: np.ndarray, nodata: float | None = None) -> np.ndarray | None:
@@ -152,19 +161,17 @@ def to_unit(image: np.ndarray) -> np.ndarray:
                     "floats and bool")
 
 
-def measure(blocks: Iterable[np.ndarray],
-            missing: Iterable[np.ndarray | None] = ()) -> Moments:
+def measure(blocks: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> Moments:
     """The moments of an image ``(*spatial, C)``, given in blocks along its first axis.
 
     Args:
-        blocks: of its values.
-        missing: for each block, where it was not measured, or ``None``; default: nowhere.
+        blocks: the values of each, and where it was not measured (``None`` = nowhere).
     """
     count: Any = 0
     total = squares = np.zeros(1)
-    for block, gone in itertools.zip_longest(blocks, missing):
+    for block, gone in blocks:
         values = block.reshape(-1, block.shape[-1])
-        measured = len(values)
+        measured: Any = len(values)
         if gone is not None:
             gone = gone.reshape(values.shape)
             values, measured = np.where(gone, np.float32(0), values), measured - gone.sum(0)

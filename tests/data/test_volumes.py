@@ -357,7 +357,7 @@ def test_a_part_is_standardised_as_the_whole():
     expected = (image - image.mean((0, 1, 2))) / image.std((0, 1, 2))
     expected = (expected - [0, 0.5]) / [1, 2]
     np.testing.assert_allclose(whole[0].numpy(), expected.transpose(3, 0, 1, 2), atol=1e-4)
-    moments = measure([image[:2], image[2:]])
+    moments = measure([(image[:2], None), (image[2:], None)])
     torch.testing.assert_close(preprocess(image[1:3], model, moments), whole[:, :, 1:3])
     torch.testing.assert_close(preprocess(7 * image, model), whole, atol=1e-4, rtol=0)
 
@@ -653,7 +653,7 @@ def test_mistakes_are_one_line_before_training(run, tmp_path, capsys):
     infinite = folder / "inf.nii"
     write(infinite, with_value(np.inf)[0])
     line = error("predict", run / "model", infinite, "--out", tmp_path / "p")
-    assert "inf.nii has infinite" in line
+    assert "inf.nii: there are infinite pixels" in line
     two = write(folder / "two.nii", good((4, 5, 6, 2))[0])
     line = error("predict", run / "model", two, "--out", tmp_path / "p")
     assert "two.nii: expected an image (D, H, W) or (D, H, W, 1), got (6, 5, 4, 2)" in line
