@@ -168,6 +168,9 @@ def _find_drawn(args: argparse.Namespace, images: Path, labels: Path,
     """A data set whose labels are not one picture for each image; ``None`` if they are."""
     instances, recursive = args.task == "instance", args.recursive
     if labels.suffix.lower() == ".json":
+        if args.label_parts or args.label_suffix:
+            raise ValueError(f"{labels} says which objects each image has; leave out "
+                             "--label-parts and --label-suffix")
         pairs, names = read_coco(labels, images, instances=instances, class_names=class_names)
     elif args.label_parts == "instances":
         return Found(find_object_masks(images, labels, recursive=recursive))
@@ -234,6 +237,8 @@ def find_images(args: argparse.Namespace) -> list[Path]:
     """
     listing, folder = args.listing, args.images
     if args.images.suffix.lower() in LISTS and not args.images.is_dir():
+        if listing is not None:
+            raise ValueError(f"{args.images} and --list {listing} are both lists; give one of them")
         listing, folder = args.images, None
     if listing is not None:
         paths = list_named(listing, folder, split=args.split, recursive=args.recursive,

@@ -16,6 +16,7 @@ from nestedseg.base.errors import as_path, show
 
 SUFFIXES = {2: (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".zarr"),
             3: (".nii.gz", ".nii", ".npy", ".nrrd", ".nhdr", ".mha", ".mhd")}
+KNOWN = (*SUFFIXES[2], *SUFFIXES[3])
 SHOWN = 3  # names that a message shows
 MOST_SEEN = 100_000  # entries of a folder that are counted for a message
 LOOKED_AT = 16  # files, to tell whether a folder is a DICOM series
@@ -101,8 +102,9 @@ def split_name(path: Path) -> tuple[str, str]:
 def known_suffix(path: Path) -> str:
     """The suffix of a supported format, in lower case; "" if it has none."""
     name = path.name.lower()
-    return next((suffix for suffix in itertools.chain(*SUFFIXES.values())
-                 if name.endswith(suffix)), "")
+    if not name.endswith(KNOWN):
+        return ""
+    return next(suffix for suffix in KNOWN if name.endswith(suffix))
 
 
 def spatial_axes(paths: Iterable[Path], dims: int | None = None) -> int:
@@ -118,9 +120,8 @@ def spatial_axes(paths: Iterable[Path], dims: int | None = None) -> int:
     first: dict[int, Path] = {}
     for path in paths:
         suffix = split_name(path)[1].lower()
-        axes = next((axes for axes, known in SUFFIXES.items() if suffix in known),
-                    3 if path.is_dir() else None)
-        if axes is None:
+        axes = next((axes for axes, known in SUFFIXES.items() if suffix in known), 3)
+        if suffix not in KNOWN and not path.is_dir():
             raise ValueError(f"unsupported image format: {path}; supported: {_kinds()}")
         first.setdefault(3 if dims == 3 and suffix in STACKS else axes, path)
     if len(first) > 1:
@@ -145,7 +146,8 @@ def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
     folder = as_path("a folder of images", folder)
     if not folder.is_dir():
         raise ValueError(f"not a directory: {folder}")
-    paths = sorted(walk(folder, recursive), key=lambda path: (name_in(folder, path), path.name))
+    found = sorted((name_in(folder, path), path.name, path) for path in walk(folder, recursive))
+    paths = [path for *_, path in found]
     if not paths:
         if is_series(folder):
             raise ValueError(f"{folder} contains the slices of a DICOM series, which are one "
@@ -153,8 +155,8 @@ def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
         raise ValueError(f"{folder} contains no images; supported formats: {_kinds()}; a folder of "
                          f"DICOM slices is a volume too. Found: {contents(folder)}")
     spatial_axes(paths)
-    for path, following in itertools.pairwise(paths):
-        if name_in(folder, path) == name_in(folder, following):
+    for (name, _, path), (next_name, _, following) in itertools.pairwise(found):
+        if name == next_name:
             raise ValueError(f"{path} and {following} have the same name without suffix, by which "
                              "labels and results are named; rename one of them")
     return paths
@@ -196,7 +198,8 @@ def _is_dicom(entry: os.DirEntry[str]) -> bool:
 
 def name_in(folder: Path, path: Path) -> str:
     """A file's name within a folder, without suffix and with slashes: ``city/a``."""
-    return path.relative_to(folder).with_name(split_name(path)[0]).as_posix()
+    name = path.relative_to(folder).as_posix()
+    return name[:len(name) - len(split_name(path)[1])]
 
 
 def contents(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Reads NRRD and MetaImage files and DICOM series through SimpleITK, as nibabel's images.
+"""Opens NRRD and MetaImage files and DICOM series through SimpleITK, as nibabel's images.
 
 SimpleITK's axes run to the left, back and head, nibabel's to the right, front and head. As an image
 of nibabel's such a volume is turned, resampled and compared like one from a NIfTI file.
@@ -7,7 +7,8 @@ of nibabel's such a volume is turned, resampled and compared like one from a NIf
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,25 +27,35 @@ POSITION, ORIENTATION, SLOPE, INTERCEPT = "0020|0032", "0020|0037", "0028|1053",
 DESCRIPTION = "0008|103e"
 
 
-def read_itk(path: Path) -> Any:
-    """A NRRD or MetaImage file as nibabel's image, with its voxels in memory.
+class Opened(NamedTuple):
+    """A volume whose header was read.
+
+    Attributes:
+        image: nibabel's, with zeros in the place of voxels, which take no memory.
+        read: gives the voxels, with the axes of the image.
+    """
+
+    image: Any
+    read: Callable[[], np.ndarray]
+
+
+def open_itk(path: Path) -> Opened:
+    """Opens a NRRD or MetaImage file.
 
     Raises:
         ValueError: it is no volume, or its voxels are in a file of another folder.
     """
     _check_detached(path)
-    sitk = require("SimpleITK", "medical")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    if reader.GetDimension() != 3:
-        raise ValueError(f"it has {reader.GetDimension()} axes; expected three")
-    check_size(reader.GetSize(), reader.GetNumberOfComponents(), np.dtype(np.float32))
-    return as_nibabel(reader.Execute())
+    header = _header(path)
+    if header.GetDimension() != 3:
+        raise ValueError(f"it has {header.GetDimension()} axes; expected three")
+    return _opened(str(path), header.GetPixelID(), header.GetNumberOfComponents(),
+                   header.GetSize(), header.GetSpacing(), header.GetOrigin(),
+                   np.reshape(header.GetDirection(), (3, 3)))
 
 
-def read_series(folder: Path) -> Any:
-    """The DICOM series in a folder as nibabel's image, with rescaled voxels in memory.
+def open_series(folder: Path) -> Opened:
+    """Opens the DICOM series in a folder; its voxels will be rescaled as the files say.
 
     Raises:
         ValueError: there are several series, or slices are missing, doubled, of unlike size or
@@ -62,35 +73,49 @@ def read_series(folder: Path) -> Any:
                      in reader.GetGDCMSeriesFileNames(str(folder), ids[0])),
                     key=lambda each: each.place)
     _check_slices(slices)
-    first = slices[0]
-    check_size((len(slices), *first.size), first.components, np.dtype(np.float32))
-    names = [str(each.path) for each in slices]
+    first, last = slices[0], slices[-1]
+    step = (last.place - first.place) / (len(slices) - 1) if last is not first else first.thickness
     # slices may be rescaled unlike each other, which the type of the first need not hold
     fractions = any(each.scale != (1, round(each.scale[1])) for each in slices)
-    kind = sitk.sitkFloat32 if fractions and first.components == 1 else sitk.sitkUnknown
-    image = sitk.ReadImage(names, kind)
-    if len(slices) > 1:
-        step = (slices[-1].place - first.place) / (len(slices) - 1)
-        image.SetSpacing((*image.GetSpacing()[:2], step))
-        image.SetOrigin(first.position.tolist())
-        image.SetDirection(np.stack([*first.axes, first.normal], 1).ravel().tolist())
-    return as_nibabel(image)
+    kind = sitk.sitkFloat32 if fractions and first.components == 1 else first.kind
+    return _opened([str(each.path) for each in slices], kind, first.components,
+                   (*first.size[::-1], len(slices)), (*first.spacing, step), first.position,
+                   np.stack([*first.axes, first.normal], 1))
 
 
-def as_nibabel(image: Any) -> Any:
-    """SimpleITK's image as nibabel's: the same voxels at the same places."""
-    nibabel = require("nibabel", "medical")
-    voxels = require("SimpleITK", "medical").GetArrayFromImage(image)  # slowest axis first
+def _opened(names: str | list[str], kind: int, components: int, size: Sequence[int],
+            spacing: Sequence[float], origin: Sequence[float] | np.ndarray,
+            direction: np.ndarray) -> Opened:
+    """The volume of a file, or of slices, with SimpleITK's facts about it."""
+    nibabel, sitk = require("nibabel", "medical"), require("SimpleITK", "medical")
+    voxel = sitk.GetArrayFromImage(sitk.Image([1, 1, 1], kind, components)).ravel()
+    if voxel.dtype.kind not in "buif":
+        raise ValueError(f"its voxels are of type {voxel.dtype}; expected numbers")
+    shape = (*size, components) if components > 1 else tuple(size)
+    check_size(shape, 1, voxel.dtype)
     affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    if voxels.dtype.kind not in "buif":
-        raise ValueError(f"its voxels are of type {voxels.dtype}; expected numbers")
+    affine[:3, :3], affine[:3, 3] = direction * spacing, origin
     header = nibabel.Nifti1Header()
-    header.set_data_dtype(voxels.dtype)
+    header.set_data_dtype(voxel.dtype)
     header.set_xyzt_units("mm")
-    return nibabel.Nifti1Image(voxels.transpose(2, 1, 0, *range(3, voxels.ndim)), TURN @ affine,
-                               header, dtype=voxels.dtype)
+    plan = np.broadcast_to(np.zeros((), voxel.dtype), shape)
+    image = nibabel.Nifti1Image(plan, TURN @ affine, header, dtype=voxel.dtype)
+    return Opened(image, partial(_read_voxels, names, kind))
+
+
+def _read_voxels(names: str | list[str], kind: int) -> np.ndarray:
+    """The voxels of a file, or of slices, the fastest axis first and channels last."""
+    sitk = require("SimpleITK", "medical")
+    voxels = sitk.GetArrayFromImage(sitk.ReadImage(names, kind))
+    return voxels.transpose(2, 1, 0, *range(3, voxels.ndim))
+
+
+def _header(path: Path) -> Any:
+    """SimpleITK's reader of a file, whose header it has read."""
+    reader = require("SimpleITK", "medical").ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return reader
 
 
 def write_itk(path: Path, mask: np.ndarray, like: Path) -> None:
@@ -102,13 +127,11 @@ def write_itk(path: Path, mask: np.ndarray, like: Path) -> None:
         like: the file of the volume.
     """
     sitk = require("SimpleITK", "medical")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(like))
-    reader.ReadImageInformation()
+    header = _header(like)
     image = sitk.GetImageFromArray(mask.transpose(2, 1, 0))
-    image.SetSpacing(reader.GetSpacing())
-    image.SetOrigin(reader.GetOrigin())
-    image.SetDirection(reader.GetDirection())
+    image.SetSpacing(header.GetSpacing())
+    image.SetOrigin(header.GetOrigin())
+    image.SetDirection(header.GetDirection())
     sitk.WriteImage(image, str(path), useCompression=True)
 
 
@@ -135,8 +158,10 @@ class Slice(NamedTuple):
         normal: to the plane.
         size: ``(H, W)``.
         spacing: of its pixels.
+        thickness: of the slice.
         scale: slope and intercept of its values.
         components: numbers in a pixel.
+        kind: SimpleITK's type of these numbers.
     """
 
     path: Path
@@ -146,15 +171,14 @@ class Slice(NamedTuple):
     normal: np.ndarray
     size: tuple[int, ...]
     spacing: tuple[float, ...]
+    thickness: float
     scale: tuple[float, float]
     components: int
+    kind: int
 
 
 def _read_slice(path: Path) -> Slice:
-    reader = require("SimpleITK", "medical").ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
+    reader = _header(path)
     known = {*reader.GetMetaDataKeys()}
 
     def numbers(tag: str, count: int, default: Sequence[float] | None = None) -> np.ndarray:
@@ -176,8 +200,9 @@ def _read_slice(path: Path) -> Slice:
     normal = np.cross(*axes)
     slope, intercept = numbers(SLOPE, 1, [1.0])[0], numbers(INTERCEPT, 1, [0.0])[0]
     return Slice(path, float(normal @ position), position, axes, normal, size[1::-1],
-                 tuple(reader.GetSpacing()[:2]), (float(slope), float(intercept)),
-                 reader.GetNumberOfComponents())
+                 tuple(reader.GetSpacing()[:2]), float((*reader.GetSpacing(), 1.0)[2]),
+                 (float(slope), float(intercept)), reader.GetNumberOfComponents(),
+                 reader.GetPixelID())
 
 
 def _check_slices(slices: Sequence[Slice]) -> None:
@@ -217,9 +242,7 @@ def _check_slices(slices: Sequence[Slice]) -> None:
 
 def _describe(names: Sequence[str]) -> str:
     """A series, for a message: how many files, the first, and its description."""
-    reader = require("SimpleITK", "medical").ImageFileReader()
-    reader.SetFileName(names[0])
-    reader.ReadImageInformation()
+    reader = _header(Path(names[0]))
     text = reader.GetMetaData(DESCRIPTION).strip() if reader.HasMetaDataKey(DESCRIPTION) else ""
     what = f" ({show(text)})" if text else ""
     return f"{len(names)} files from {Path(names[0]).name} on{what}"

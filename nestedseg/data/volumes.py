@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from nestedseg.base.errors import as_path
 from nestedseg.base.extras import require
 from nestedseg.data.files import Pair, known_suffix, split_name
-from nestedseg.data.medical import read_itk, read_series, write_itk
+from nestedseg.data.medical import open_itk, open_series, write_itk
 from nestedseg.data.source import Source, by, decoding, whole
 from nestedseg.data.tiff import Tiff
 from nestedseg.data.zarr_array import ZarrArray
@@ -184,11 +184,11 @@ def _open_stack(path: Path) -> Volume:
 
 
 def _open_itk(path: Path) -> Volume:
-    return _of_nibabel(path, read_itk(path))
+    return _packed(path, *open_itk(path))
 
 
 def _open_series(path: Path) -> Volume:
-    return _of_nibabel(path, read_series(path))
+    return _packed(path, *open_series(path))
 
 
 OPEN = {".npy": _open_array, ".tif": _open_stack, ".tiff": _open_stack, ".zarr": _open_stack,
@@ -223,29 +223,30 @@ def _open_nifti(path: Path) -> Volume:
         raise ValueError(f"its header says {size:.0f} bytes of voxels, but the file has only "
                          f"{most} bytes")
     if path.suffix.lower() == ".gz":
-        return _packed(path, source)
-    return _of_nibabel(path, source, data.get_unscaled, (data.slope, data.inter))
+        return _packed(path, source, data.get_unscaled, (data.slope, data.inter))
+    return _of_nibabel(path, source, data.get_unscaled(), (data.slope, data.inter))
 
 
-def _packed(path: Path, source: Any) -> Volume:
+def _packed(path: Path, source: Any, read: Callable[[], np.ndarray],
+            scale: tuple[float, float] = (1.0, 0.0)) -> Volume:
     """A volume that is unpacked when its voxels are asked for."""
     data = source.dataobj
     plan = np.broadcast_to(np.zeros((), data.dtype), data.shape)  # takes no memory
-    volume = _of_nibabel(path, source, lambda: plan, (data.slope, data.inter))
-    return replace(volume, stored=Unpacked(path, source, volume.stored), windowed=False)
+    volume = _of_nibabel(path, source, plan, scale)
+    return replace(volume, stored=Unpacked(volume, read), windowed=False)
 
 
 class Unpacked:
-    """The voxels of a ``.nii.gz`` file as an array; they stay in memory only after `keep`.
+    """The voxels of a packed file as an array; they stay in memory only after `keep`.
 
     Args:
-        path: of the file.
-        source: nibabel's image.
-        plan: an array of the same shape and type.
+        volume: with an array of the same shape and type in their place.
+        read: gives them, with the axes of the file.
     """
 
-    def __init__(self, path: Path, source: Any, plan: Any) -> None:
-        self.path, self.source = path, source
+    def __init__(self, volume: Volume, read: Callable[[], np.ndarray]) -> None:
+        plan: Any = volume.stored
+        self.path, self.source, self.read = volume.path, volume.source, read
         self.shape, self.dtype, self.ndim = plan.shape, plan.dtype, plan.ndim
         self.kept: np.ndarray | None = None
 
@@ -256,7 +257,7 @@ class Unpacked:
             ValueError: the file is damaged.
         """
         with decoding(f"the volume {self.path}"):
-            stored = self.source.dataobj.get_unscaled()
+            stored = self.read()
         return _canonical(_one_time(stored), self.source.affine)
 
     def keep(self) -> None:
@@ -268,12 +269,11 @@ class Unpacked:
         return array[window if isinstance(window, slice) else tuple(window)]
 
 
-def _of_nibabel(path: Path, source: Any, read: Callable[[], np.ndarray] | None = None,
-                scale: tuple[float, float] = (1.0, 0.0)) -> Volume:
-    """The volume of nibabel's image, whose voxels are in memory unless ``read`` gives them."""
+def _of_nibabel(path: Path, source: Any, stored: np.ndarray,
+                scale: tuple[float, float]) -> Volume:
+    """The volume of nibabel's image and its stored numbers, with the axes of the file."""
     if not np.isfinite(source.affine).all() or not np.linalg.det(source.affine[:3, :3]):
         raise ValueError(f"its affine is not invertible: {source.affine.tolist()}")
-    stored = np.asanyarray(source.dataobj) if read is None else read()
     stored = _canonical(_checked_axes(_one_time(stored)), source.affine)
     return Volume(path, stored, _spacing(source.affine), scale, source)
 

@@ -10,7 +10,14 @@ from PIL import Image
 
 from nestedseg.cli import build_parser, main
 from nestedseg.cli.files import find_files, find_images
-from nestedseg.data import LabelledImages, Pair, find_pairs, list_images, split_pairs
+from nestedseg.data import (
+    LabelledImages,
+    LabelledInstances,
+    Pair,
+    find_pairs,
+    list_images,
+    split_pairs,
+)
 from nestedseg.data.layouts.lists import list_named, read_list
 from nestedseg.data.layouts.parts import find_class_masks, find_object_masks
 from nestedseg.data.layouts.splits import fold_pairs
@@ -258,6 +265,7 @@ def test_the_layout_of_the_data_science_bowl(tmp_path):
     assert [pair.image.stem for pair in pairs] == ["aa", "bb", "cc"]
     for pair in pairs:
         np.testing.assert_array_equal(pair.label.draw((8, 9)), wanted[pair.image.stem])
+    assert LabelledInstances(pairs)[1][1].max() == 3
     save(tmp_path / "bb/masks/2.png", np.zeros((9, 8), np.uint8))
     with pytest.raises(ValueError, match=r"2\.png is 9 x 8, but its image is 8 x 9"):
         LabelledImages(pairs, binary=True)
@@ -461,6 +469,8 @@ def test_predict_says_what_it_needs(pictures, tmp_path):
         return find_images(build_parser().parse_args(["predict", "m", "--out", "o",
                                                       *map(str, words)]))
 
+    with pytest.raises(ValueError, match="both lists; give one of them"):
+        chosen(pictures / "all.csv", "--list", pictures / "groups.csv")
     with pytest.raises(ValueError, match="--split needs a list"):
         chosen(pictures / "images", "--split", "test")
     with pytest.raises(ValueError, match=r"no image of the split 'test'; it has .*'train': 0"):
@@ -501,6 +511,8 @@ def test_training_from_a_coco_file(tmp_path):
     model = json.loads((tmp_path / "run/metrics.json").read_text())["model"]
     assert model["class_names"] == ["background", "gap", "cell"] and model["classes"] == 3
     (tmp_path / "some.txt").write_text("2.png\n0.png\n")
+    with pytest.raises(ValueError, match="leave out --label-parts and --label-suffix"):
+        find_files(train_options(*words, "--label-suffix", "_mask"))
     chosen = find_files(train_options(*words, "--list", tmp_path / "some.txt"))
     assert {pair.image.name for part in chosen for pair in part} == {"0.png", "2.png"}
     args = train_options(*words, "--class-names", "cell")

@@ -108,9 +108,9 @@ def _find(pictures: Mapping[Id, dict[str, Any]], images: Path) -> dict[Id, Path]
 
 
 def _objects(rows: Sequence[Any], values: Mapping[Id, int], images: Mapping[Id, Any]
-             ) -> dict[Id, list[dict[str, Any]]]:
-    """The annotations of each image whose category is wanted."""
-    found: dict[Id, list[dict[str, Any]]] = {}
+             ) -> dict[Id, list[tuple[int, dict[str, Any]]]]:
+    """The annotations of each image whose category is wanted, each with its value."""
+    found: dict[Id, list[tuple[int, dict[str, Any]]]] = {}
     for number, row in enumerate(rows):
         with blamed(f"annotation {number}"):
             image = field(row, "image_id", (int, str))
@@ -119,20 +119,20 @@ def _objects(rows: Sequence[Any], values: Mapping[Id, int], images: Mapping[Id, 
                 raise ValueError(f"its image {show(image)} or category {show(category)} is not in "
                                  "the file")
             if values[category]:
-                found.setdefault(image, []).append(row | {"value": values[category]})
+                found.setdefault(image, []).append((values[category], row))
     return found
 
 
-def _regions(rows: Sequence[dict[str, Any]], instances: bool,
+def _regions(rows: Sequence[tuple[int, dict[str, Any]]], instances: bool,
              size: tuple[int, int] | None) -> tuple[tuple[int, Region], ...]:
     """The regions of an image with their values, the largest first."""
     regions = []
-    for row in rows:
+    for value, row in rows:
         with blamed(f"annotation {show(row.get('id'))}"):
             if instances and row.get("iscrowd"):
                 continue
             region = _region(row.get("segmentation"), size)
-            regions.append((_area(region), row["value"], region))
+            regions.append((_area(region), value, region))
     regions.sort(key=lambda each: -each[0])  # stable
     return tuple((number if instances else value, region)
                  for number, (_, value, region) in enumerate(regions, 1))
@@ -167,5 +167,5 @@ def _area(region: Region) -> float:
     if isinstance(region, Runs):
         return float(region.counts[1::2].sum())
     assert isinstance(region, Polygons)
-    return sum(abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
+    return sum(abs(float(x[:-1] @ y[1:] - y[:-1] @ x[1:] + x[-1] * y[0] - y[-1] * x[0])) / 2
                for x, y in (part.T for part in region.parts))

@@ -53,7 +53,7 @@ def _fits(images: Path, labels: Path) -> Iterator[tuple[float, str]]:
                 share = sum(stem + suffix in taken for stem in wanted) / max(len(wanted), 1)
                 options = f" --image-suffix {ending}" * bool(ending) \
                     + f" --label-suffix {suffix}" * bool(suffix) + more
-                yield share, options.strip() or "no further option"
+                yield share, options.strip() or "no option, names alone"
 
 def _parts(images: Path, labels: Path) -> Iterator[tuple[float, str]]:
     """Layouts in which the label of an image is several files."""
