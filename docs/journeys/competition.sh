@@ -13,4 +13,7 @@ done
 # Both models, averaged over mirrored images; probabilities as 8-bit images for a later threshold.
 nestedseg predict fold_0/model fold_1/model test --tta --probabilities uint8 --no-overlay \
   --out predictions
-nestedseg predict fold_0/model fold_1/model data --image-suffix "" --out check
+
+# On the training images, whose masks are known; their scores say nothing about other images.
+nestedseg predict fold_0/model fold_1/model train.csv --out check
+nestedseg score check/masks data --label-suffix _mask --binary

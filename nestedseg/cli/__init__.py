@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 import nestedseg
-from nestedseg.cli import demo, models, predict, publish, train
+from nestedseg.cli import demo, models, predict, publish, score, train
 
 EXAMPLES = """\
 examples:
@@ -18,6 +18,7 @@ examples:
   nestedseg train --images train/images --labels train/labels --binary --out run
   accelerate launch -m nestedseg train --images ... --labels ... --out run
   nestedseg predict run/model images --out masks --depth 2
+  nestedseg score masks/masks labels
   nestedseg train --task instance --encoder resnet18 --images ... --labels ... --out cells
   nestedseg predict cells/model images --out found
   nestedseg prune run/model --depth 2 --out small
@@ -91,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     train.add_train(command("train", train.train))
     predict.add_predict(command("predict", predict.predict))
+    score.add_score(command("score", score.score))
     models.add_prune(command("prune", models.prune))
     models.add_export(command("export", models.export))
     publish.add_publish(command("publish", publish.publish))

@@ -14,13 +14,14 @@ import numpy as np
 
 from nestedseg.base.errors import as_path, show
 
-SUFFIXES = {2: (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".zarr"),
+SUFFIXES = {2: (".png", ".jpg", ".jpeg", ".ome.tif", ".ome.tiff", ".ome.zarr",
+                ".tif", ".tiff", ".zarr"),
             3: (".nii.gz", ".nii", ".npy", ".nrrd", ".nhdr", ".mha", ".mhd")}
 KNOWN = (*SUFFIXES[2], *SUFFIXES[3])
 SHOWN = 3  # names that a message shows
 MOST_SEEN = 100_000  # entries of a folder that are counted for a message
 LOOKED_AT = 16  # files, to tell whether a folder is a DICOM series
-STACKS = (".tif", ".tiff", ".zarr")  # which may hold volumes as well
+STACKS = (".ome.tif", ".ome.tiff", ".ome.zarr", ".tif", ".tiff", ".zarr")  # which may hold volumes as well
 
 
 class DrawnLabel(Protocol):

@@ -21,6 +21,7 @@ PALETTE = 3  # of PhotometricInterpretation
 ALPHA = (1, 2)  # of ExtraSamples: associated and unassociated
 REDUCED, TRANSPARENCY = 1, 4  # bits of NewSubfileType
 NODATA = 42113  # GDAL's tag
+GEOKEYS = 34735  # of the coordinate system
 NAMES = {"Z": "planes", "T": "times", "I": "pages", "Q": "pages"}
 
 
@@ -82,6 +83,7 @@ class Tiff:
         self.dtype = self._colours.dtype if self._colours is not None else page.dtype
         self.mapped = self._offset is not None
         self.windowed = self.mapped or all(each.fine for each in self._pages)
+        self.georeferenced = GEOKEYS in page.tags
         tag = page.tags.valueof(NODATA)
         self.nodata = _number(tag) if tag is not None else None
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from nestedseg.base.errors import as_path
 from nestedseg.base.extras import require
-from nestedseg.data.files import Pair, known_suffix, split_name
+from nestedseg.data.files import STACKS, Pair, known_suffix, split_name
 from nestedseg.data.medical import open_itk, open_series, write_itk
 from nestedseg.data.source import Source, by, decoding, whole
 from nestedseg.data.tiff import Tiff
@@ -191,7 +191,7 @@ def _open_series(path: Path) -> Volume:
     return _packed(path, *open_series(path))
 
 
-OPEN = {".npy": _open_array, ".tif": _open_stack, ".tiff": _open_stack, ".zarr": _open_stack,
+OPEN = {".npy": _open_array, **dict.fromkeys(STACKS, _open_stack),
         **dict.fromkeys(MASK_OF, _open_itk)}
 
 

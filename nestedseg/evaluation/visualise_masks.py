@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections import defaultdict
 
 import numpy as np
@@ -12,17 +13,35 @@ CLASS_COLOURS = ((86, 180, 233), (0, 158, 115), (204, 121, 167), (0, 114, 178), 
 MISSED = (240, 228, 66)
 WRONG = (213, 94, 0)
 INK = "#24292f"  # colour of text and lines
+GOLDEN = (5**0.5 - 1) / 2  # of a turn: hues that follow each other are far apart
 LUMA = np.array((0.299, 0.587, 0.114))
 HATCHING = (6, 40)  # the distance of lines: at least so many pixels, or this part of the picture
 NEAR = 3  # pixels; instances that are this near get different colours
 
 
+def colours_of(classes: int) -> np.ndarray:
+    """The colours of so many classes, ``(classes, 3)`` uint8: the palette, then others in turn."""
+    turns = np.arange(max(0, classes - len(CLASS_COLOURS))) * GOLDEN % 1
+    shades = np.resize((0.95, 0.7, 0.5), len(turns))
+    more = [colorsys.hsv_to_rgb(turn, 0.75, shade) for turn, shade in zip(turns, shades)]
+    colours = [*CLASS_COLOURS, *(np.round(255 * np.array(each)) for each in more)]
+    return np.array(colours[:classes], np.uint8).reshape(-1, 3)
+
+
+COLOURS = colours_of(255)
+
+
 def to_rgb(image: np.ndarray) -> np.ndarray:
-    """An image of any bit depth as RGB uint8, ``(H, W, 3)``, with its contrast stretched."""
+    """An image of any bit depth as RGB uint8, ``(H, W, 3)``, with its contrast stretched.
+
+    Of several channels the first three are shown, and of two the first; what was not measured is
+    black.
+    """
     values = to_unit(image)
-    low, high = np.percentile(values, (0.5, 99.8))
-    values = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
     values = values if values.ndim == 3 else values[..., None]
+    values = values[..., :3] if values.shape[-1] > 2 else values[..., :1]
+    low, high = np.nanpercentile(values, (0.5, 99.8))
+    values = np.nan_to_num(np.clip((values - low) / max(high - low, 1e-6), 0, 1))
     return np.broadcast_to(np.round(255 * values), (*image.shape[:2], 3)).astype(np.uint8)
 
 
@@ -32,8 +51,7 @@ def paint_classes(rgb: np.ndarray, mask: np.ndarray, opacity: float = 0.45) -> n
     Args:
         rgb: ``(H, W, 3)`` uint8.
         mask: class indices, ``(H, W)``; 0, the background, stays grey, and what is below 0, no
-            class, is hatched. Or planes ``(H, W, classes)``, painted one over the other. If there
-            are more classes than colours, colours repeat.
+            class, is hatched. Or planes ``(H, W, classes)``, painted one over the other.
         opacity: of the paint, in [0, 1].
     """
     if mask.ndim == 2:
@@ -98,7 +116,7 @@ def _grey(rgb: np.ndarray) -> np.ndarray:
 
 def _paint(grey: np.ndarray, mask: np.ndarray, colours: np.ndarray, opacity: float) -> np.ndarray:
     """Paints where ``mask`` is above 0, in the colours with these indices, over a picture."""
-    palette = np.array(CLASS_COLOURS, np.uint8)[colours % len(CLASS_COLOURS)]
+    palette = COLOURS[colours % len(COLOURS)]
     painted = _blend(grey, palette, mask > 0, opacity)
     return _blend(painted, palette, _outline(mask), 1)
 

@@ -10,7 +10,7 @@ from places import REAL
 
 import nestedseg
 from nestedseg.cli import demo, main
-from nestedseg.data import find_pairs, read_image, synthetic_nuclei
+from nestedseg.data import find_pairs, read_image, read_label, synthetic_nuclei
 from nestedseg.prediction.predict import predict_image, to_mask
 from nestedseg.topology import rules
 from nestedseg.training.settings import Settings
@@ -142,8 +142,8 @@ def test_masks_are_the_models_and_overlays_their_size(run, folder, tmp_path, dep
     model = nestedseg.from_pretrained(run / "model", depth)
     for index in range(5):
         image = read_image(folder / "images" / f"{index}.png")
-        mask = read_image(tmp_path / "masks" / f"{index}.png")
-        np.testing.assert_array_equal(mask, 255 * to_mask(predict_image(model, image), "binary"))
+        mask = read_label(tmp_path / "masks" / f"{index}.png")
+        np.testing.assert_array_equal(mask, to_mask(predict_image(model, image), "binary"))
         overlay = read_image(tmp_path / "overlays" / f"{index}.png")
         assert overlay.shape == (64, 64, 3)
         coloured = (overlay.max(-1) - overlay.min(-1)) > 0
