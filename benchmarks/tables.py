@@ -323,11 +323,41 @@ def _held(megabytes: dict[str, float]) -> float:
     return megabytes[peer] / megabytes["ours"]
 
 
+# -- loading ---------------------------------------------------------------------------------------
+
+
+def loading(data: dict[str, Any]) -> str:
+    patches, machine = data["patches"], data["patches"]["machine"]
+    table = [("files", "way", "patches per second", "of those kept in memory")]
+    for name, rates in patches["results"].items():
+        kept = rates["kept in memory"]
+        table += [(name, way, f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}",
+                   f"{100 * rate / kept:.0f} %") for way, rate in rates.items()]
+    side = patches["patch"]
+    text = f"""Random patches of {side} x {side} pixels, mirrored, of varied brightness, \
+normalised, per second of one
+processor core; medians of interleaved runs. Peers' patches are changed alike. \
+{machine['cpu']}, load {machine['load']}.
+
+{_table(table)}"""
+    if "memory" not in data:
+        return text
+    rows = [("picture", "peak memory", "of which before the prediction", "time")]
+    rows += [(f"{row['height']:,} x {row['width']:,}", f"{row['peak_mib']:,} MiB",
+              f"{row['imported_mib']:,} MiB", f"{row['seconds']:.0f} s")
+             for row in data["memory"]["results"]]
+    return f"""{text}
+`nestedseg predict` of a GeoTIFF with 4 bands of 16 bits, 2 classes, and a small model:
+
+{_table(rows)}"""
+
+
 # -------------------------------------------------------------------------------------------------
 
 # By its markers: the page of a table, what renders it, and the results that it is made from.
 TABLES = {"em_quick": (ROOT / "docs" / "pruning.md", em_quick, ["em_quick"]),
           "hippocampus": (ROOT / "docs" / "volumes.md", hippocampus, ["hippocampus"]),
+          "loading": (ROOT / "docs" / "performance.md", loading, ["loading"]),
           "peers": (ROOT / "README.md", peers, ["speed", "encoders", "encoders_smp"]),
           "speed": (ROOT / "docs" / "performance.md", speed, ["speed"]),
           "volumes": (ROOT / "docs" / "volumes.md", volumes, ["volumes"])}

@@ -29,7 +29,8 @@ def imported(name: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and is_ours(node.module or ""):
             inside = [f"{node.module}.{alias.name}" for alias in node.names]
             yield from (each if each in FILES else node.module for each in inside)
-        elif isinstance(node, ast.Call) and "import_module" in ast.dump(node.func):
+        elif isinstance(node, ast.Call) and "import_module" in (
+                getattr(node.func, "id", None), getattr(node.func, "attr", None)):
             texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
             yield from (text for text in texts if text.startswith("nestedseg."))
 

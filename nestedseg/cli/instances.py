@@ -17,7 +17,7 @@ PATCH = [256]
 TOPOLOGY = "fpnpp"
 DETECTIONS = 300  # the most instances in an image or window, enough for images of cells
 OTHERS = ("binary", "class_names", "classes", "deep_supervision", "depth", "depth_strides",
-          "ignore", "label_colours", "multilabel", "norm", "spacing", "standardise", "strides",
+          "ignore", "label_colours", "norm", "spacing", "standardise", "strides",
           "threshold", "upsample", "widths")  # only for semantic models
 
 

@@ -20,14 +20,12 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--label-colours", type=Path, metavar="JSON",
                        help="file with the name and colour of each class, in the order of their "
                             'indices, like {"background": [0, 0, 0], "cell": [255, 0, 0]}')
-    group.add_argument("--multilabel", action="store_true",
-                       help="labels have one channel for each of C classes, which may overlap")
 
 
 def label_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options as arguments of `LabelledImages`."""
     return {"threshold": args.threshold, "ignore_index": args.ignore,
-            "label_colours": args.label_colours, "multilabel": args.multilabel}
+            "label_colours": args.label_colours}
 
 
 def names_of(rules: LabelRules) -> list[str] | None:

@@ -14,8 +14,10 @@ import numpy as np
 import nestedseg
 from nestedseg.base.extras import require
 from nestedseg.cli.arguments import MODEL_HELP, device, one_or_all
-from nestedseg.data import list_images, new_mask, open_volume, read_image, spatial_axes
+from nestedseg.cli.files import add_image_options, find_images
+from nestedseg.data import new_mask, open_volume, read_image, spatial_axes
 from nestedseg.data.files import split_name
+from nestedseg.data.volumes import mask_name
 from nestedseg.evaluation.visualise_masks import paint_classes, paint_instances, to_rgb
 from nestedseg.evaluation.visualise_volumes import Case, draw_slices
 from nestedseg.hub.storage import drafted, writing
@@ -32,9 +34,10 @@ MAX_INSTANCES = 65_535  # that a 16-bit map can number
 
 def predict(args: argparse.Namespace) -> int:
     """Write a mask, or an instance map, and an overlay for each image."""
-    paths = list_images(args.images) if args.images.is_dir() else [args.images]
+    paths = find_images(args)
     model = nestedseg.from_pretrained(args.model, args.depth).to(device())
-    dims, wanted = spatial_axes(paths), model.config.get("dims", 2)
+    wanted = model.config.get("dims", 2)
+    dims = spatial_axes(paths, wanted)
     if dims != wanted:
         raise ValueError(f"{paths[0]} has {dims} spatial axes, but the model takes {wanted}")
     kind, write = _choose_output(args, model, dims)
@@ -48,7 +51,7 @@ def predict(args: argparse.Namespace) -> int:
         try:
             write(args, model, path, results, overlays)
         except ValueError as error:  # the image's fault: the others may be good
-            if not args.images.is_dir():
+            if paths == [args.images]:
                 raise
             failures.append(error)
     print(f"{len(paths) - len(failures)} images: {kind} are in {results}, overlays in {overlays}")
@@ -94,7 +97,7 @@ def _predict_volume(args: argparse.Namespace, model: SegmentationModel, path: Pa
     slabs = predict_volume(model, volume, one_or_all(args.window), args.overlap)
     progress = require("tqdm").tqdm(total=volume.shape[0], desc=path.name, unit="plane",
                                     leave=False, disable=None)
-    with _naming(path), progress, new_mask(masks / path.name, volume) as mask:
+    with _naming(path), progress, new_mask(masks / mask_name(volume), volume) as mask:
         for planes, scores in slabs:
             mask[planes] = to_mask(scores, model.task)
             progress.update(planes.stop - planes.start)
@@ -139,7 +142,7 @@ def _complete(path: Path) -> Iterator[Path]:
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("images", type=Path, metavar="IMAGE_OR_DIR")
+    add_image_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="folder for masks/ (class indices; for one class 0 and 255, in "
                              "volumes 0 and 1, on the grid of the volume) or instances/ (16-bit "

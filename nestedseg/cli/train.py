@@ -14,15 +14,15 @@ import nestedseg
 from nestedseg.base.extras import require
 from nestedseg.cli import instances
 from nestedseg.cli.arguments import add_model_options, device, model_options, one_or_all
+from nestedseg.cli.files import FILES, SETS, add_file_options, find_files, write_files
+from nestedseg.cli.intensity import add_intensity_options, choose_range, reading
 from nestedseg.cli.labels import add_label_options, label_options, names_of
 from nestedseg.cli.publish import access, add_hub_options, push_run
 from nestedseg.data import (
     LabelledImages,
     LabelledInstances,
     Pair,
-    find_pairs,
     spatial_axes,
-    split_pairs,
 )
 from nestedseg.hub.publish import open_repo
 from nestedseg.models.model import SegmentationModel
@@ -40,17 +40,13 @@ TOPOLOGY = "unetpp"
 
 def train(args: argparse.Namespace) -> None:
     """Train on pairs of images and labels; write the best model and a report."""
-    pairs = find_pairs(args.images, args.labels)
-    recipe = RECIPES[args.task](args, spatial_axes(pair.image for pair in pairs))
+    files = find_files(args)
+    recipe = RECIPES[args.task](args, spatial_axes((pair.image for pair in files.train), args.dims))
     given = {field.name: getattr(args, field.name) for field in fields(Settings)}
     settings = Settings(**given | {"patch": one_or_all(args.patch or recipe.patch)})
-    if (args.val_images is None) != (args.val_labels is None):
-        raise ValueError("give --val-images and --val-labels together, or neither")
-    if args.val_images:
-        held_out = find_pairs(args.val_images, args.val_labels)
-    else:
-        pairs, held_out = split_pairs(pairs, args.val_fraction, args.seed)
-    training, validation = recipe.read(pairs), recipe.read(held_out)
+    training, validation = recipe.read(files.train), recipe.read(files.validation)
+    if training.cache is not None:
+        print(f"decoded images are kept in {training.cache}")
     torch.manual_seed(args.seed)
     model = recipe.create(training)
     if args.push_to_hub:
@@ -58,6 +54,7 @@ def train(args: argparse.Namespace) -> None:
     history = fit(model, training, validation, args.out, settings, args.resume)
     if require("accelerate").PartialState().is_main_process:
         best = nestedseg.from_pretrained(args.out / MODEL).to(device())
+        write_files(args.out / FILES, files)
         print(recipe.report(args.out, best, validation, history, asdict(settings)))
         print(f"the best model and its report are in {args.out}")
         if args.push_to_hub:
@@ -89,8 +86,10 @@ def _semantic(args: argparse.Namespace, dims: int) -> Recipe:
     if dims == 3:
         require("scipy", "medical")  # the report needs it: reported before the training
     return Recipe(PATCH[dims],
-                  lambda pairs: LabelledImages(pairs, args.classes, args.binary, args.spacing,
-                                               **label_options(args)),
+                  lambda pairs: LabelledImages(
+                      pairs, args.classes, args.binary, args.spacing,
+                      multilabel=args.label_parts in SETS, **label_options(args),
+                      **reading(args, len(pairs))),
                   lambda images: _create_for(args, topology, images, options),
                   lambda *facts: depth_table(write_report(*facts)))
 
@@ -114,9 +113,12 @@ def _create_for(args: argparse.Namespace, topology: str, images: LabelledImages,
                              in_channels=3 if known else images.in_channels,
                              encoder_weights=args.encoder_weights,
                              class_names=args.class_names or names_of(images.rules),
-                             task="multilabel" if args.multilabel else None, **options)
-    if not known:
-        model.set_preprocessing(**images.preprocessing(args.standardise))
+                             task="multilabel" if images.rules.multilabel else None, **options)
+    intensity = choose_range(args, images, known)
+    if known:
+        model.set_preprocessing(**intensity)
+    else:
+        model.set_preprocessing(**images.preprocessing(args.standardise, **intensity))
     return model
 
 
@@ -124,19 +126,14 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=RECIPES, default="semantic",
                         help="semantic: labels are classes; instance: labels are instance maps, "
                              "and a Mask R-CNN is trained (default: %(default)s)")
-    data = parser.add_argument_group("data (PNG, JPEG or TIFF; or .nii, .nii.gz or .npy, for a 3-D "
-                                     "model; paired by file name)")
-    data.add_argument("--images", type=Path, required=True, metavar="DIR")
-    data.add_argument("--labels", type=Path, required=True, metavar="DIR")
-    data.add_argument("--val-images", type=Path, metavar="DIR",
-                      help="validation images (default: a part of --images is held out)")
-    data.add_argument("--val-labels", type=Path, metavar="DIR")
-    data.add_argument("--val-fraction", type=float, default=0.2, metavar="F",
-                      help="fraction of --images that is held out (default: %(default)s)")
+    add_file_options(parser)
+    data = parser.add_argument_group("labels and volumes")
     data.add_argument("--classes", type=int, default=1, metavar="C",
                       help="1: labels are 0 and 1; more: class indices 0 ... C-1 (default: 1)")
     data.add_argument("--binary", action="store_true",
                       help="every label above 0 is the foreground (for instance numbers or 0/255)")
+    data.add_argument("--dims", type=int, choices=(2, 3),
+                      help="3: TIFF stacks and Zarr arrays are volumes (default: they are images)")
     add_label_options(parser)
     data.add_argument("--spacing", type=float, nargs=3, metavar="MM",
                       help="spacing along D, H, W to which volumes are resampled (default: they "
@@ -144,6 +141,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--standardise", action=argparse.BooleanOptionalAction,
                       help="scale each image by its own mean and standard deviation instead of "
                            "those of all images (default: only volumes)")
+    add_intensity_options(parser)
     model = add_model_options(parser)
     model.add_argument("--topology", metavar="NAME|JSON",
                        help=f"see `nestedseg list topologies` (default: {TOPOLOGY}; for instances "

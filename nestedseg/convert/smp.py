@@ -86,7 +86,7 @@ def from_smp(source: nn.Module | Mapping[str, Tensor] | str | Path, *,
     if config is None:
         with blamed(files.where(storage.CONFIG)):
             config = check_config(storage.read_json(files.get(storage.CONFIG)))
-    return from_files(config, files.get(storage.WEIGHTS), task)
+    return convert_smp(config, files.get(storage.WEIGHTS), files.where(storage.WEIGHTS), task)
 
 
 def recognises(config: Any) -> bool:
@@ -101,7 +101,7 @@ def recognises(config: Any) -> bool:
 def load_smp(source: Source, config: Mapping[str, Any], depth: int | None) -> SegmentationModel:
     """Loads a model that segmentation_models.pytorch saved, pruned to ``depth`` if that is given.
     """
-    model = from_files(config, source.get(storage.WEIGHTS))
+    model = convert_smp(config, source.get(storage.WEIGHTS), source.where(storage.WEIGHTS))
     return model if depth is None else model.prune(depth)
 
 
@@ -128,7 +128,7 @@ def check_config(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def convert_smp(config: Mapping[str, Any], weights: State | Path, where: str,
-                task: str | None) -> SegmentationModel:
+                task: str | None = None) -> SegmentationModel:
     """Converts a configuration and its tensors, or the file that contains them.
 
     Args:

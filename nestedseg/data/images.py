@@ -1,36 +1,68 @@
-"""Reads images, which have two spatial axes, and their labels, at their full bit depth."""
+"""Opens and reads images, which have two spatial axes, and labels, at their full bit depth."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from nestedseg.base.errors import as_path
-from nestedseg.base.extras import require
 from nestedseg.data.files import Pair
+from nestedseg.data.layouts.drawing import Drawn
+from nestedseg.data.png_jpeg import JPEG, PNG, Picture
+from nestedseg.data.preprocessing import missing
+from nestedseg.data.source import Source, decoding
+from nestedseg.data.tiff import SIGNATURES, Tiff
+from nestedseg.data.zarr_array import ZarrArray
 
 SPACING = (1.0, 1.0)  # pixels are taken as squares of unknown size
 
 
-def read_image_pair(pair: Pair, spacing: Sequence[float] | None = None
-              ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
-    """Reads an image and its label; returns both with the spacing, as `read_volume_pair` does.
+def open_image(path: str | Path, indexed: bool = False) -> Source:
+    """Opens an image: reads and checks its header, and reads pixels on access, by window.
+
+    The format is told by the file's first bytes. Orientation tags of EXIF and TIFF are applied.
+
+    Args:
+        path: of a PNG, JPEG or TIFF file, or of a Zarr array or OME-Zarr image (extra ``zarr``).
+        indexed: give the stored numbers of palettes, as labels need them, instead of their colours.
+
+    Returns:
+        An object with ``shape``, ``(H, W)`` as displayed, ``channels``, ``dtype``, ``nodata``, the
+        value of pixels that were not measured or ``None``, and ``read(window)``, which gives
+        ``(h, w, channels)``; see `nestedseg.data.source.Source`.
 
     Raises:
-        ValueError: a file cannot be read, the label has another size than its image, or a
-            ``spacing`` is given, which only volumes have.
+        ValueError: the file is missing, damaged or too large, or does not contain exactly one
+            image.
+
+    Examples:
+        >>> import cv2
+        >>> import numpy as np
+        >>> from nestedseg.data import open_image
+        >>> cv2.imwrite("a.png", np.zeros((60, 80, 3), np.uint8))
+        True
+        >>> image = open_image("a.png")
+        >>> image.shape, image.channels, image.dtype
+        ((60, 80), 3, dtype('uint8'))
+        >>> image.read((slice(0, 10), slice(20, 50))).shape
+        (10, 30, 3)
     """
-    if spacing is not None:
-        raise ValueError(f"spacing is only for volumes, not for images such as {pair.image}, got "
-                         f"{spacing}")
-    image, label = read_image(pair.image), read_label(pair.label)
-    if image.shape[:2] != label.shape[:2]:
-        raise ValueError(f"{pair.image} is {image.shape[1]} x {image.shape[0]} pixels, but its "
-                         f"label {pair.label} is {label.shape[1]} x {label.shape[0]}")
-    return image, label, SPACING
+    path = as_path("an image", path)
+    what = f"the {'label' if indexed else 'image'} {path}"
+    with decoding(what):
+        if path.suffix.lower() == ".zarr":
+            return ZarrArray(path, dims=2)
+        with path.open("rb") as file:
+            start = file.read(8)
+        if start == PNG or start.startswith(JPEG):
+            opened: Source = Picture(path, indexed)
+        elif start.startswith(SIGNATURES):
+            opened = Tiff(path, indexed)
+        else:
+            raise ValueError("it is damaged, or not PNG, JPEG or TIFF")
+    return opened
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -40,30 +72,18 @@ def read_image(path: str | Path) -> np.ndarray:
         path: of a PNG, JPEG or TIFF file.
 
     Returns:
-        ``(H, W)`` or RGB ``(H, W, 3)``; uint8, uint16 or, from TIFF, float. An alpha channel is
-        dropped.
+        ``(H, W)`` or ``(H, W, C)``, of the type that is stored: whole numbers, floats or bool.
+        Colours are in the order R, G, B. A channel is dropped only where the file's header says
+        that it is alpha.
 
     Raises:
-        ValueError: the file is missing or unreadable, or has several pages, or NaN or infinity.
+        ValueError: the file is missing, damaged or too large, is a stack, or has infinite pixels.
     """
-    cv2 = require("cv2")
-    try:
-        data = np.frombuffer(as_path("an image", path).read_bytes(), np.uint8)
-    except OSError as error:
-        raise ValueError(f"cannot read the image {path}: {error.strerror}") from error
-    # OpenCV raises an error of its own for an empty buffer, and returns no page for a damaged one.
-    pages: Sequence[np.ndarray] = ()
-    if data.size:
-        with decoding(f"the image {path}"):
-            pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1]
-    if len(pages) != 1:
-        what = _stack(len(pages)) if pages else "it is damaged, or not PNG, JPEG or TIFF"
-        raise ValueError(f"cannot read the image {path}: {what}")
-    image = pages[0]
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise ValueError(f"the image {path} has NaN or infinite pixels; replace them")
-    # OpenCV returns colours in the order BGR(A).
-    return image if image.ndim == 2 else np.ascontiguousarray(image[..., 2::-1])
+    source = open_image(path)
+    with decoding(f"the image {path}"):
+        pixels = source.read()
+        missing(pixels, source.nodata)
+    return pixels[..., 0] if source.channels == 1 else pixels
 
 
 def read_label(path: str | Path) -> np.ndarray:
@@ -73,44 +93,35 @@ def read_label(path: str | Path) -> np.ndarray:
         path: of a PNG, JPEG or TIFF file.
 
     Returns:
-        ``(H, W)``, or ``(H, W, C)`` of a file with colours; palette images give indices, 1-bit
-        images 0 and 1.
+        ``(H, W)``, or ``(H, W, C)`` of a file with colours, of the type that is stored; palette
+        images give indices, 1-bit images 0 and 1.
 
     Raises:
-        ValueError: the file is missing or unreadable, or has several pages.
+        ValueError: the file is missing, damaged or too large, or is a stack.
     """
-    pillow = require("PIL.Image")
-    path = as_path("a label", path)
-    with decoding(f"the label {path}"), pillow.open(path) as image:
-        pages, label = getattr(image, "n_frames", 1), np.asarray(image)
-    if pages != 1:
-        raise ValueError(f"cannot read the label {path}: {_stack(pages)}")
+    source = open_image(path, indexed=True)
+    with decoding(f"the label {path}"):
+        label = source.read()
+    label = label[..., 0] if source.channels == 1 else label
     return label.astype(np.uint8) if label.dtype == bool else label
 
 
-@contextmanager
-def decoding(what: str) -> Iterator[None]:
-    """Names the file, and what can be done, whatever a decoder makes of it.
-
-    Only calls of the decoder belong within it: an error of our own is none of the file's.
+def open_image_pair(pair: Pair, spacing: Sequence[float] | None = None
+                    ) -> tuple[Source, Source, tuple[float, ...]]:
+    """Opens an image and its label; returns both with the spacing, as `open_volume_pair` does.
 
     Raises:
-        ValueError: in the place of any error within it.
+        ValueError: a file cannot be opened, the label has another size than its image, or a
+            ``spacing`` is given, which only volumes have.
     """
-    try:
-        yield
-    except Exception as error:  # Pillow and OpenCV raise many kinds, for damage and for size
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        if _is_size(error):
-            reason = f"it has too many pixels; cut it into smaller pictures ({reason})"
-        raise ValueError(f"cannot read {what}: {reason}") from error
-
-
-def _is_size(error: Exception) -> bool:
-    """Whether a decoder refuses a picture for its number of pixels."""
-    return (isinstance(error, MemoryError) or type(error).__name__ == "DecompressionBombError"
-            or "CV_IO_MAX_IMAGE" in str(error))
-
-
-def _stack(pages: int) -> str:
-    return f"it is a stack of {pages} pages; expected one image per file"
+    if spacing is not None:
+        raise ValueError(f"spacing is only for volumes, not for images such as {pair.image}, got "
+                         f"{spacing}")
+    image = open_image(pair.image)
+    if not isinstance(pair.label, Path):
+        return image, Drawn(pair.label, image.shape), SPACING
+    label = open_image(pair.label, indexed=True)
+    if image.shape != label.shape:
+        raise ValueError(f"{pair.image} is {image.shape[1]} x {image.shape[0]} pixels, but its "
+                         f"label {pair.label} is {label.shape[1]} x {label.shape[0]}")
+    return image, label, SPACING

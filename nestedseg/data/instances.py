@@ -38,22 +38,27 @@ class LabelledInstances(LabelledImages):
     def __init__(self, pairs: Sequence[Pair]) -> None:
         super().__init__(pairs)
 
-    def class_indices(self, label: np.ndarray, pair: Pair) -> np.ndarray:
+    def class_indices(self, label: np.ndarray, pair: Pair, checked: bool = False) -> np.ndarray:
         """Converts a label as it was read to an instance map without gaps.
 
         Args:
             label: ``(H, W)`` or ``(H, W, C)``.
             pair: its files, for messages.
+            checked: see `LabelledImages.class_indices`.
 
         Raises:
             ValueError: it is not an instance map.
         """
         with blamed(f"the label {pair.label} (of {pair.image})"):
             numbers = whole_numbers(one_channel(label, self.dims, cures=False))
-            if is_lossy(pair):
+            if is_lossy(pair) and not checked:
                 check_lossless(numbers, True, CURES)
-            check_objects(numbers, cures=CURES)
+            if not checked:
+                check_objects(numbers, cures=CURES)
             return renumber(numbers)
+
+    def _mark(self, target: np.ndarray, image: np.ndarray, index: int) -> np.ndarray:
+        return target  # pixels that were not measured belong to no instance
 
 
 class InstancePatches(Dataset[tuple[Tensor, dict[str, Tensor]]]):

@@ -81,13 +81,16 @@ class LabelRules:
         """The names of the colours that are classes."""
         return [name for index, name in enumerate(self.colours or {}) if index not in self.ignore]
 
-    def indices(self, stored: np.ndarray, dims: int, lossy: bool = False) -> np.ndarray:
+    def indices(self, stored: np.ndarray, dims: int, lossy: bool = False,
+                checked: bool = False) -> np.ndarray:
         """The class indices of a label as its file holds it, of a small signed type.
 
         Args:
             stored: ``(*spatial)``, or ``(*spatial, C)`` with channels.
             dims: the number of spatial axes.
             lossy: whether the file's format changes numbers, as JPEG does.
+            checked: whether the whole label was checked, of which this may be a window: a grey edge
+                cannot be told from an object that is cut.
 
         Returns:
             ``(*spatial)``; with ``multilabel`` ``(*spatial, classes)`` of 0 and 1.
@@ -102,23 +105,25 @@ class LabelRules:
             if planes.shape[-1] != self.classes:
                 raise ValueError(f"it has {planes.shape[-1]} channels; with multilabel=True and "
                                  f"classes={self.classes} it must have one for each class")
-            return np.stack([self._one(plane, lossy) for plane in np.moveaxis(planes, -1, 0)], -1)
+            return np.stack([self._one(plane, lossy, checked)
+                             for plane in np.moveaxis(planes, -1, 0)], -1)
         if self.colours is not None:
-            return self._one(_look_up(stored, dims, self.colours), lossy)
-        return self._one(one_channel(stored, dims), lossy)
+            return self._one(_look_up(stored, dims, self.colours), lossy, checked)
+        return self._one(one_channel(stored, dims), lossy, checked)
 
-    def _one(self, numbers: np.ndarray, lossy: bool) -> np.ndarray:
+    def _one(self, numbers: np.ndarray, lossy: bool, checked: bool) -> np.ndarray:
         void = np.isin(numbers, self.ignore)
         known = np.where(void, np.zeros((), numbers.dtype), numbers)
         if self.threshold is not None:
             classes = _finite(known) >= self.threshold
         else:
             classes = whole_numbers(known, PROBABILITIES)
-            if lossy and self.colours is None:
+            if lossy and self.colours is None and not checked:
                 check_lossless(classes, self.binary or self.multilabel or self.classes == 1)
             if self.binary or self.multilabel:
                 _check_signs(classes)
-                check_objects(classes, self.ignore)
+                if not checked:
+                    check_objects(classes, self.ignore)
                 classes = classes > 0
             else:
                 self._check_range(classes)
@@ -229,7 +234,8 @@ def one_channel(stored: np.ndarray, dims: int, cures: bool = True) -> np.ndarray
     channels = colours.shape[-1]
     if channels == 1 or (dims == 2 and channels == 3 and (colours == colours[..., :1]).all()):
         return colours[..., 0]
-    several = ", or with multilabel=True (--multilabel) one channel for each class" if cures else ""
+    several = ", or with multilabel=True (--label-parts channels) one channel for each class" \
+        if cures else ""
     if channels != 3 or dims != 2:
         raise ValueError(f"it has {channels} channels; expected one whole number per "
                          f"{'voxel' if dims == 3 else 'pixel'}{several}")
@@ -379,7 +385,8 @@ def _without_alpha(stored: np.ndarray) -> np.ndarray:
     if (alpha != opaque).any():
         raise ValueError(f"it has {channels} channels, of which the last, the transparency, has "
                          f"values from {alpha.min()} to {alpha.max()}; save the label opaque, or "
-                         "with multilabel=True (--multilabel) each channel is a class of its own")
+                         "with multilabel=True (--label-parts channels) each channel is a class "
+                         "of its own")
     return stored[..., :-1]
 
 

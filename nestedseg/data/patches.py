@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from nestedseg.data.labelled import LabelledImages, foreground_of, planes_first
+from nestedseg.data.labelled import LabelledImages, planes_first
 
 FOREGROUND = {2: 0.0, 3: 1 / 3}  # images mostly have enough of it; 1/3 is nnU-Net's
 CONTRAST = (0.8, 1.25)
@@ -28,7 +28,8 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         images: the images that patches are cut from.
         size: of a patch in pixels along each axis, or one number for all.
         prepare: ``prepare(raw, moments=moments)`` normalises a raw part of an image, ``(*spatial)``
-            or ``(*spatial, C)``, with the moments of the whole image, to ``(1, C, *spatial)``.
+            or ``(*spatial, C)``, with the moments of the whole image, to ``(1, C, *spatial)``. If
+            an image has a value for pixels that were not measured, ``nodata`` is given as well.
         seed: of positions and augmentation (mirroring, rotations, brightness, contrast).
         foreground: the fraction of patches centred on a random pixel of the foreground, as far as
             the border allows; other patches lie anywhere. Default: 0 for images, 1/3 for volumes.
@@ -65,43 +66,44 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         """
         rng = np.random.default_rng([self.seed, number])
         index = self._image_of[number % len(self)]
-        image, target = self._crop(*self.images[index], rng)
-        patch = self.prepare(image, moments=self.images.moments[index])[0]
+        image, target = self._crop(index, rng)
+        nodata = self.images.nodata_of(index)
+        more = {} if nodata is None else {"nodata": nodata}
+        patch = self.prepare(image, moments=self.images.moments[index], **more)[0]
         labels = torch.from_numpy(planes_first(target, self.images.dims).astype(np.int64))
         if self.mirror:
             patch, labels = _mirror(patch, labels, self.images.spacings[index], rng)
         patch = patch * rng.uniform(*CONTRAST) + self.std * rng.uniform(*BRIGHTNESS)
         return patch.contiguous(), labels.contiguous()
 
-    def _crop(self, image: np.ndarray, target: np.ndarray,
-              rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        shape = target.shape[:self.images.dims]
+    def _crop(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        shape = self.images.shapes[index]
         lack = [max(0, side - length) for side, length in zip(self.size, shape)]
-        if any(lack) and self.reflect:
-            margin = [(gap // 2, gap - gap // 2) for gap in lack]
+        margin = [(gap // 2, gap - gap // 2) if self.reflect else (0, 0) for gap in lack]
+        room = [max(0, length - side) for length, side in zip(shape, self.size)]
+        corner = self._around_foreground(index, rng)
+        if corner is None:
+            corner = np.array([rng.integers(most + 1) for most in room])
+        window = [slice(int(start), int(min(start + side, length))) for start, side, length
+                  in zip(np.clip(corner, 0, room), self.size, shape)]
+        image, target = self.images.read(index, window)
+        if np.any(margin):
             image, target = (
                 np.pad(each, margin + [(0, 0)] * (each.ndim - len(shape)), mode="reflect")
                 for each in (image, target))
-        room = [max(0, length - side) for length, side in zip(target.shape, self.size)]
-        corner = self._around_foreground(target, rng)
-        if corner is None:
-            corner = np.array([rng.integers(most + 1) for most in room])
-        window = tuple(slice(start, start + side) for start, side
-                       in zip(np.clip(corner, 0, room), self.size))
-        return image[window], target[window]
+        return image, target
 
-    def _around_foreground(self, target: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+    def _around_foreground(self, index: int, rng: np.random.Generator) -> np.ndarray | None:
         """The corner of a patch around a random foreground pixel, perhaps outside of the image.
 
         ``None`` = the patch lies anywhere: by chance, or because there is no foreground.
         """
         if not self.foreground or rng.random() >= self.foreground:
             return None
-        foreground = foreground_of(target, self.images.dims)
-        pixels = np.flatnonzero(foreground)
-        if not len(pixels):
+        places = self.images.findings[index].places
+        if not len(places):
             return None
-        centre = np.unravel_index(pixels[rng.integers(len(pixels))], foreground.shape)
+        centre = np.unravel_index(places[rng.integers(len(places))], self.images.shapes[index])
         return np.subtract(centre, [side // 2 for side in self.size])
 
 

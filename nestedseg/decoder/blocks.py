@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,8 +18,6 @@ from nestedseg.decoder.layers import BATCH_NORM, CONV, Style, init_he
 from nestedseg.decoder.recomputation import Recomputable, remade
 from nestedseg.decoder.stateless import stateless
 from nestedseg.decoder.untouched import alteration
-
-PROBED_WIDTH = 16  # channels of a block that is made to see whether it has tensors
 
 
 class Block(Recomputable):
@@ -40,11 +37,13 @@ class Block(Recomputable):
         return self.finish(self.first(x))
 
 
+CALLED = (Block.forward, Block.compute)  # what a block must not replace, as they are at first
+
+
 def alteration_of_block(block: nn.Module) -> str | None:
     """What a user has changed about a block, so that it may differ from ``finish(first(x))``."""
     kind: Any = type(block)
-    if not isinstance(block, Block) or kind.forward is not Recomputable.forward \
-            or kind.compute is not Block.compute or "compute" in block.__dict__:
+    if not isinstance(block, Block) or (kind.forward, kind.compute) != CALLED:
         return f"it is a {kind.__name__} with its own forward"
     return alteration(block, (kind,))
 
@@ -197,12 +196,3 @@ BLOCKS: dict[str, Callable[[int, int, Style], Block]] = {
     "conv1x1": partial(PlainConv, kernel=1), "conv3x3": partial(PlainConv, kernel=3),
     "scse": SCSEBoth, "scse_out": SCSEOut, "batch_norm": BatchNorm,
 }
-
-
-def has_tensors(name: str) -> bool:
-    """Whether the blocks of this name have parameters or buffers; unknown names count as such."""
-    if name not in BLOCKS:
-        return True
-    with torch.device("meta"):
-        block = BLOCKS[name](PROBED_WIDTH, PROBED_WIDTH, Style())
-    return bool(block.state_dict())

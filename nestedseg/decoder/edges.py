@@ -16,11 +16,12 @@ from nestedseg.decoder.layers import (
     init_he,
     max_pool,
 )
-from nestedseg.decoder.untouched import alteration
+from nestedseg.decoder.untouched import alteration, bypassed
 
 TRANSPOSED = tuple(CONV_TRANSPOSE.values())
 
 
+@bypassed
 class Edge(nn.Module):
     """Brings one input of a node to the node's resolution, and to another width where needed.
 
@@ -48,7 +49,8 @@ class Edge(nn.Module):
         elif (project or (self.rises and up_channels)) and source.channels != wanted:
             self.project = CONV[style.dims](source.channels, wanted, 1)
             self.out_channels = wanted
-        self.apply(init_he)
+        for layer in self.children():
+            init_he(layer)
 
     @property
     def composes(self) -> bool:

@@ -81,7 +81,7 @@ class FusedNode(nn.Module):
             self.register_parameter(name, None if value is None else nn.Parameter(value))
         for name, module in self.block.named_modules():
             if module is first:
-                self.block.set_submodule(name, nn.Identity())
+                self.block.set_submodule(name, Done())
                 break
 
     def runs(self) -> str:
@@ -129,7 +129,15 @@ def fold_batch_norms(module: nn.Module, run: Run, name: str = "a module") -> Non
 def after(norm: nn.Module) -> nn.Module:
     """What is left of a folded norm: some of timm's norms contain an activation too."""
     rest = [child for child in norm.children() if not isinstance(child, nn.Identity)]
-    return nn.Sequential(*rest) if rest else nn.Identity()
+    return nn.Sequential(*rest) if rest else Done()
+
+
+class Done(nn.Module):
+    """Stands in the place of a layer whose work is done elsewhere. It is no nn.Identity, because a
+    user may have altered that class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 def foldable(module: nn.Module, run: Run) -> list[tuple[str, str]]:

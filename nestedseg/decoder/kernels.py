@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nestedseg.decoder.untouched import bypassed
+
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by axes
 SMALL = 20_480  # torch's own limit, in elements of a volume without its last axis; see `is_small`
 
@@ -31,6 +33,7 @@ def layout_of(x: Tensor, outputs: Iterable[Tensor]) -> tuple[Tensor, ...]:
     return tuple(y.contiguous() for y in outputs) if x.is_contiguous() else tuple(outputs)
 
 
+@bypassed
 class Conv3d(nn.Conv3d):
     """torch's 3-D convolution, except that a batch of one small volume is convolved as two halves.
 
@@ -70,6 +73,7 @@ def conv_halves(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.cat([first, second], dim=2)[:, :, :depth]
 
 
+@bypassed
 class GroupNorm(nn.GroupNorm):
     """torch's group normalisation, but computed on contiguous maps on a CPU.
 

@@ -111,6 +111,8 @@ def init_he(module: nn.Module) -> None:
     Networks without norms need it to train.
     """
     if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        if module.weight.is_meta:
+            return  # there are no values, and torch takes long to find out
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -14,11 +14,12 @@ from nestedseg.decoder.edges import Edge, alteration_of_edge
 from nestedseg.decoder.layers import CONV, Level, Style
 from nestedseg.decoder.lowering import forced, is_plain, join
 from nestedseg.decoder.recomputation import Recomputable
-from nestedseg.decoder.untouched import alteration, global_alteration
+from nestedseg.decoder.untouched import alteration, bypassed, global_alteration
 
 CONVOLUTIONS = tuple(CONV.values())
 
 
+@bypassed
 class NodeModule(Recomputable):
     """X^{i,j}: brings the inputs to one resolution, fuses them, then applies the block H."""
 

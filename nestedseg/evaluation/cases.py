@@ -59,7 +59,7 @@ def score_cases(model: SegmentationModel, images: LabelledImages,
 def open_case(images: LabelledImages, index: int) -> tuple[Volume, np.ndarray]:
     """Opens a volume and reads its class indices, both on the volume's own grid."""
     pair = images.pairs[index]
-    label = open_volume(pair.label).class_indices()
+    label = open_volume(pair.label_file).class_indices()
     return open_volume(pair.image), images.class_indices(label, pair)
 
 

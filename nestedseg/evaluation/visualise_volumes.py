@@ -89,8 +89,9 @@ def _slices(case: Case) -> list[_Panel]:
     titles = [f"{case.name}\n{names[0]}", f"\n{names[1]}", f"\n{names[2]}"]
     panels = []
     for axis, index in enumerate(fullest(next(iter(case.masks.values())))):
-        stored = _slice(case.volume.stored, axis, index)
-        pixels = stored if stored.ndim == 2 else stored[..., 0]
+        window = [slice(0, length) for length in case.volume.shape]
+        window[axis] = slice(index, index + 1)
+        pixels = case.volume.read(window)[..., 0].squeeze(axis)
         masks = [_slice(mask, axis, index) for mask in case.masks.values()]
         row, column = (case.volume.spacing[other] for other in range(3) if other != axis)
         panels.append(_Panel(f"{titles[axis]}{'DHW'[axis]} = {index}", pixels.astype(np.float32),

@@ -8,7 +8,7 @@ each tensor and the checksum of each file. A model with one head is a single fil
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,13 +19,10 @@ from torch import Tensor, nn
 
 from nestedseg.base.errors import blamed, show
 from nestedseg.base.version import __version__
-from nestedseg.decoder.blocks import has_tensors
-from nestedseg.decoder.compiler import head_name
 from nestedseg.decoder.meta import meta_copy, own_tensors
 from nestedseg.hub import storage
 from nestedseg.hub.contract import Saved
 from nestedseg.hub.rebuilt import check_rebuilt
-from nestedseg.topology.graph import Graph
 
 CHECKSUM = "sha256"  # key in the config, for a single file; prefix of keys in the index
 STATISTICS = ("running_mean", "running_var")  # must be finite; other buffers may be infinite bounds
@@ -160,11 +157,14 @@ def read_weights(source: Source, layout: Layout, expected: Mapping[str, Tensor],
     """
     with blamed(source.where(layout.file)):
         check_names(expected.keys(), layout.places.keys(), known, "its config")
-    paths = {file: source.get(file) for file in sorted({layout.places[name] for name in expected})}
-    for file, path in paths.items():
-        verify(source, file, path, layout.checksums.get(file))
+    paths: dict[str, Path] = {}
+    for file in sorted({layout.places[name] for name in expected}):
+        paths[file] = source.get(file)
+        shapes = read_header(source, file, paths[file], layout.checksums.get(file))
         with blamed(source.where(file)):
-            check_shapes(expected, storage.read_shapes(path), layout.names_in(file))
+            check_shapes(expected, shapes, layout.names_in(file))
+    for file, path in paths.items():  # now that they are known to be no larger than they should be
+        verify(source, file, path, layout.checksums.get(file))
     tensors: dict[str, Tensor] = {}
     for file, path in paths.items():
         with blamed(source.where(file)):
@@ -195,11 +195,25 @@ def find_layout(source: Source, sharded: bool, checksum: Any) -> Layout:
             f"{storage.INDEX} is there. Pickles, such as pytorch_model.bin, are never read, "
             "because they may run any code")
     if file == storage.WEIGHTS:
-        verify(source, file, path, checksum)
+        names = read_header(source, file, path, checksum)
+        return Layout(file, dict.fromkeys(names, file), {file: checksum})
     with blamed(source.where(file)):
-        if file == storage.INDEX:
-            return parse_index(storage.read_json(path))
-        return Layout(file, dict.fromkeys(storage.read_shapes(path), file), {})
+        return parse_index(storage.read_json(path))
+
+
+def read_header(source: Source, file: str, path: Path,
+                checksum: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in a file.
+
+    Raises:
+        ValueError, HubError: it has no such header, or another size than that says.
+    """
+    try:
+        return storage.read_shapes(path)
+    except ValueError as error:
+        if checksum is None:
+            raise ValueError(f"{source.where(file)}: {error}") from error
+        raise source.damage(file, str(error)) from error
 
 
 def verify(source: Source, file: str, path: Path, checksum: Any) -> None:
@@ -232,18 +246,39 @@ def parse_index(data: Mapping[str, Any]) -> Layout:
     return Layout(storage.INDEX, places, checksums)
 
 
-def check_nodes(graph: Graph, layout: Layout) -> None:
-    """Checks, before a graph is built, that there are weights for all of its nodes and heads.
+def check_needed(needed: Iterable[str], layout: Layout, prefix: str) -> None:
+    """Checks, before anything is built from a config, that there are tensors for what it needs.
+
+    Args:
+        needed: the names of some tensors of the model's decoder.
+        layout: of the model's files.
+        prefix: what precedes these names in the model.
 
     Raises:
         ValueError: there are none for some; the message names them.
     """
-    blocks = {node.block for node in graph.nodes.values()}
-    empty = {block for block in blocks if block is not None and not has_tensors(block)}
-    nodes = [name for name, node in graph.nodes.items() if node.block not in empty]
-    wanted = {f"decoder.{name}" for name in (*nodes, *map(head_name, graph.heads))}
-    check_names(wanted, {".".join(name.split(".")[:2]) for name in layout.places}, None,
-                "its config")
+    check_names({f"{prefix}{name}" for name in needed}, layout.places.keys(), None, "its config")
+
+
+def check_encoder(source: Source, layout: Layout, known: Mapping[str, tuple[int, ...]],
+                  prefix: str) -> None:
+    """Refuses weights that hold no tensor of the encoder, before that is tried and built.
+
+    Args:
+        known: names and shapes of the encoder's tensors, of which a model may have less.
+        prefix: what these names follow in the model, say ``"encoder."``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    files = {layout.places[f"{prefix}{name}"] for name in known
+             if f"{prefix}{name}" in layout.places}
+    for file in sorted(files):
+        shapes = read_header(source, file, source.get(file), layout.checksums.get(file))
+        if any(shapes.get(f"{prefix}{name}") == shape for name, shape in known.items()):
+            return
+    raise ValueError(f"{source.where(layout.file)}: its tensors are not those of its config: none "
+                     "has the name and shape of a tensor of its encoder")
 
 
 def check_names(wanted: Set[str], found: Set[str], known: Set[str] | None, by: str) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from nestedseg.base.errors import as_path, show
-from nestedseg.hub import storage
 from nestedseg.hub.checkpoint import Source
 from nestedseg.hub.client import Repo, is_repo_id
+from nestedseg.hub.snapshot import Snapshot
 
 
 def open_source(name: str | Path, **options: Any) -> Source:
@@ -27,10 +27,11 @@ def open_source(name: str | Path, **options: Any) -> Source:
 
 
 class Folder:
-    """The files of a model in a folder."""
+    """The files of the model that a folder holds now."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.name = directory, str(directory)
+        self.files = Snapshot(directory)
 
     def where(self, file: str) -> str:
         """The name of a file in messages."""
@@ -38,7 +39,7 @@ class Folder:
 
     def find(self, file: str) -> Path | None:
         """The path of a file; ``None`` = it is not there."""
-        return storage.find(self.directory, file)
+        return self.files.find(file)
 
     def get(self, file: str) -> Path:
         """The path of a file.

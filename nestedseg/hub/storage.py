@@ -3,7 +3,8 @@
 Files are first written to a folder of their own. Renaming that folder commits all of them at once.
 Then they are moved to their places, and replace the files of an earlier model. If the program is
 killed at any moment, readers find either the old model or the new one: they look among the
-committed files first.
+committed files first. Processes that save into one folder wait for each other. A reader waits for
+nobody: it opens all files of a model before it reads any, see `nestedseg.hub.snapshot`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
+import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from nestedseg.base.errors import show
+from nestedseg.base.regular_files import opened, read_at_most
+from nestedseg.hub.lock import locked
 from nestedseg.topology.graph import no_duplicates
 
 CONFIG = "config.json"
@@ -29,9 +35,10 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 MAX_JSON_BYTES = 1_000_000
-_COMMITTED = ".committed"
+COMMITTED = ".committed"
 _SAVING = ".saving"
 _BLOCK = 2 ** 20
+WAIT = 60  # seconds, for another process that saves into the same folder
 
 Writer = Callable[[Path], object]
 
@@ -45,21 +52,33 @@ def replace_files(directory: Path, writers: Mapping[str, Writer]) -> None:
             order, in one folder, so that each can read the files before it. One writes config.json.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    finish(directory)
-    for leftover in directory.glob(f"{_SAVING}.*"):
-        shutil.rmtree(leftover)  # of a save that was killed
-    pending = directory / f"{_SAVING}.{os.getpid()}"
-    try:
+    with locked(directory, WAIT, "Wait until it is done, or save into another folder") as lock:
+        if lock.works:
+            for leftover in directory.glob(f"{_SAVING}.*"):
+                shutil.rmtree(leftover)  # of a save that was killed
+        finish(directory)
         with writing(f"the model in {directory}", "What was in the folder before is unchanged"):
-            pending.mkdir()
-            for name, write in writers.items():
-                _write(pending / name, write)
-            _to_disk(pending)
-            os.rename(pending, directory / _COMMITTED)
+            _commit(directory, writers)
+        finish(directory)
+
+
+def _commit(directory: Path, writers: Mapping[str, Writer]) -> None:
+    """Writes the files to a folder of their own, and renames it when they are on the disk."""
+    pending = directory / f"{_SAVING}.{_unique()}"
+    try:
+        pending.mkdir()
+        for name, write in writers.items():
+            _write(pending / name, write)
+        _to_disk(pending)
+        os.rename(pending, directory / COMMITTED)
     except BaseException:
         shutil.rmtree(pending, ignore_errors=True)
         raise
-    finish(directory)
+
+
+def _unique() -> str:
+    """A part of a file's name that no other process and no other thread uses."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _write(path: Path, write: Writer) -> None:
@@ -94,12 +113,18 @@ def writing(what: str, state: str, *kinds: type[Exception]) -> Iterator[None]:
 @contextmanager
 def drafted(path: Path) -> Iterator[Path]:
     """A path to write to; the file replaces ``path`` when the context ends without an error."""
-    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    draft = path.with_name(f".{path.stem}.{_unique()}{path.suffix}")
     try:
         yield draft
         _to_disk(draft)
         os.replace(draft, path)
     finally:
+        draft.unlink(missing_ok=True)
+
+
+def remove_drafts(path: Path) -> None:
+    """Removes what processes that were killed had written of a file; see `drafted`."""
+    for draft in path.parent.glob(f".{path.stem}.*{path.suffix}"):
         draft.unlink(missing_ok=True)
 
 
@@ -109,7 +134,7 @@ def finish(directory: Path) -> None:
     First the earlier model's weights are removed, then the config is moved, then the other files.
     As long as the config is in the folder of committed files, that folder has the whole model.
     """
-    committed = directory / _COMMITTED
+    committed = directory / COMMITTED
     if not committed.is_dir():
         return
     if (committed / CONFIG).exists():
@@ -136,11 +161,30 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+# -- reading ---------------------------------------------------------------------------------------
+
+
 def find(directory: Path, name: str) -> Path | None:
-    """The path of a file of the model in a folder; ``None`` = it is not there."""
-    committed = directory / _COMMITTED
+    """The path of a file of the model in a folder; ``None`` = it is not there.
+
+    Raises:
+        ValueError: it is not a regular file but, for example, a device, which may never end.
+    """
+    committed = directory / COMMITTED
     places = [committed] if (committed / CONFIG).is_file() else [committed, directory]
-    return next((place / name for place in places if (place / name).is_file()), None)
+    return next((place / name for place in places if _is_regular(place / name)), None)
+
+
+def _is_regular(path: Path) -> bool:
+    """Whether there is a regular file, links followed."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ValueError(f"{str(path)!r} is not a regular file but a device, pipe or socket, which "
+                         "are never read")
+    return stat.S_ISREG(mode)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -149,10 +193,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is too large, is not a JSON object, or has a key twice.
     """
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"the file is too large: {path.stat().st_size} bytes, allowed are at most "
-                         f"{MAX_JSON_BYTES}")
-    return parse_json(path.read_bytes())
+    return parse_json(read_at_most(path, MAX_JSON_BYTES))
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
@@ -171,19 +212,34 @@ def parse_json(text: bytes) -> dict[str, Any]:
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in a safetensors file; no tensor is read.
+    """The shape of each tensor in a safetensors file, as its header says; no tensor is read.
 
     Raises:
         ValueError: the file is damaged, or its header is too large or has a name twice.
     """
-    with path.open("rb") as file:  # read here too: safetensors itself accepts a name twice
+    with opened(path) as file, _damage():
         size = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))[0]
         if size > MAX_JSON_BYTES:
-            raise ValueError(f"damaged, or not a safetensors file: a header of {size} bytes; at "
-                             f"most {MAX_JSON_BYTES} are allowed")
-        parse_json(file.read(size))
-    with _damage(), safe_open(path, framework="pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
+            raise ValueError(f"a header of {size} bytes; at most {MAX_JSON_BYTES} are allowed")
+        header = parse_json(file.read(size))  # here, because safetensors accepts a name twice
+        header.pop("__metadata__", None)
+        end = 8 + size + max((_end(name, entry) for name, entry in header.items()), default=0)
+        if (found := os.fstat(file.fileno()).st_size) != end:
+            raise ValueError(f"it has {found} bytes, but its header says {end}")
+    return {name: tuple(entry["shape"]) for name, entry in header.items()}
+
+
+def _end(name: str, entry: Any) -> int:
+    """Where the data of a tensor end, by its entry in the header."""
+    shape, offsets = (entry.get("shape"), entry.get("data_offsets")) if isinstance(entry, dict) \
+        else (None, None)
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+        raise ValueError(f"{show(name)} is {show(entry)}")
+    return offsets[1]
+
+
+def _are_counts(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
 def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
@@ -200,7 +256,7 @@ def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
 def sha256(path: Path) -> str:
     """The checksum of a file, in hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with opened(path) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
@@ -210,5 +266,5 @@ def sha256(path: Path) -> str:
 def _damage() -> Iterator[None]:
     try:
         yield
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"damaged, or not a safetensors file: {error}") from error

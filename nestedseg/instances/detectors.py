@@ -41,6 +41,8 @@ __all__ = ["Detector", "faster_rcnn", "mask_rcnn", "retinanet"]
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
 LISTS = ("image_mean", "image_std", "bbox_reg_weights", "fixed_size")  # arguments that are lists
 MAX_NUMBER = 1e6  # the largest value of a number that is passed on to torchvision
+SIDES = ("min_size", "max_size", "fixed_size")  # arguments that are lengths in pixels
+LONGEST = 16_384  # pixels, that images may be resized to
 MAX_NUMBERS = 32  # the longest list of such numbers
 MAX_SCALE = 1e3  # of anchors
 
@@ -334,6 +336,9 @@ def check_numbers(detector: str, arguments: Any) -> None:
         if not all(map(_is_number, value if several else [value])):
             raise ValueError(f"{name} must be a number from 0 to {MAX_NUMBER:g}, or a list of at "
                              f"most {MAX_NUMBERS}, got {show(value)}")
+        if name in SIDES and not all(1 <= side <= LONGEST for side in (
+                value if several else [value])):
+            raise ValueError(f"{name} must be from 1 to {LONGEST} pixels, got {show(value)}")
 
 
 def numbers_of(kind: type[nn.Module]) -> set[str]:

@@ -6,8 +6,10 @@ import torch
 
 from nestedseg.base.errors import blamed
 from nestedseg.decoder.meta import fill_weights, own_tensors
+from nestedseg.decoder.names import needed_names
 from nestedseg.hub import checkpoint, storage
 from nestedseg.instances.detectors import Detector, DetectorConfig, build_detector
+from nestedseg.models.pretrained import check_parts
 
 
 def load_detector(source: checkpoint.Source, data: dict[str, object],
@@ -21,9 +23,13 @@ def load_detector(source: checkpoint.Source, data: dict[str, object],
         raise ValueError(f"{source.name!r} is a detector, which has no depths, got depth={depth}; "
                          "leave it out")
     checksum = data.pop(checkpoint.CHECKSUM, None)
+    with blamed(source.where(storage.CONFIG)):
+        config = DetectorConfig.from_dict(data)
+    layout, pyramid = checkpoint.find_layout(source, False, checksum), config.pyramid
+    check_parts(source, layout, pyramid.encoder,
+                needed_names(pyramid.graph, pyramid.style, heads=False), "backbone.")
     with blamed(source.where(storage.CONFIG)), torch.device("meta"):
-        model = build_detector(DetectorConfig.from_dict(data))
-    layout = checkpoint.find_layout(source, False, checksum)
+        model = build_detector(config)
     fill_weights(model, checkpoint.read_weights(source, layout, own_tensors(model),
                                                 model.state_dict().keys()))
     return model

@@ -237,6 +237,8 @@ PREPROCESSING = {  # what messages say that each value must be
     "input_range": "two numbers, the lower first", "interpolation": "a name",
     "size": f"None, or 2 or 3 whole numbers from 1 to {MAX_SIDE}",
     "standardise": "true or false", "spacing": "None, or 3 numbers above 0 (mm along D, H, W)",
+    "value_range": "None, or one pair (low, high), or one for each channel", "nodata": "a number",
+    "clip": "true or false",
 }
 
 
@@ -254,7 +256,10 @@ def check_preprocessing(values: Any, channels: int) -> dict[str, Any]:
               "input_range": lambda v: _numbers(v, 2) and v[0] < v[1],
               "interpolation": lambda v: isinstance(v, str), "size": _size}
     optional = {"standardise": lambda v: type(v) is bool,
-                "spacing": lambda v: v is None or (_numbers(v, 3) and min(v) > 0)}
+                "spacing": lambda v: v is None or (_numbers(v, 3) and min(v) > 0),
+                "value_range": lambda v: v is None or _ranges(v, channels),
+                "clip": lambda v: type(v) is bool,
+                "nodata": lambda v: v is None or _numbers([v], 1)}
     for key in values:
         if key not in checks | optional:
             raise ValueError(f"unknown preprocessing key {show(key)}; "
@@ -267,7 +272,13 @@ def check_preprocessing(values: Any, channels: int) -> dict[str, Any]:
         if key in values and not fits(values[key]):
             raise ValueError(f"invalid preprocessing {key!r} for {channels} input channels: "
                              f"expected {PREPROCESSING[key]}, got {show(values[key])}")
-    return {key: list(v) if isinstance(v, (list, tuple)) else v for key, v in values.items()}
+    return {key: _lists(v) for key, v in values.items()}
+
+
+def _ranges(value: Any, channels: int) -> bool:
+    """Whether it is one pair (low, high), or one for each channel."""
+    return isinstance(value, (list, tuple)) and len(value) in (1, channels) \
+        and all(_numbers(pair, 2) and pair[0] < pair[1] for pair in value)
 
 
 def check_class_names(names: Any, classes: int) -> tuple[str, ...]:

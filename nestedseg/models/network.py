@@ -21,11 +21,9 @@ from nestedseg.encoders import Encoder, build_encoder, describe_encoder
 from nestedseg.models.config import Config, check_output
 from nestedseg.models.evaluating import eval_mode
 from nestedseg.models.outputs import ensemble, probabilities
-from nestedseg.models.sizes import crop, pad, padding, resize_all
+from nestedseg.models.sizes import check_sizes, crop, pad, resize_all
 from nestedseg.models.targets import Task
 from nestedseg.topology.graph import Graph
-
-MAX_PAD = 4096  # pixels; bounds what a stranger's config may ask for
 
 Kind = TypeVar("Kind", bound="Network")
 
@@ -56,10 +54,7 @@ class Network(nn.Module):
             ValueError: the parts of the configuration do not fit together.
         """
         body = describe_encoder(config.encoder_options)
-        needed, _ = padding(config.graph, body, config.decoder_channels, config.norm)
-        if any(m % n or m > max(n, MAX_PAD) for m, n in zip(config.pad_multiple, needed)):
-            raise ValueError(f"pad_multiple must be a multiple of {needed} along each axis, and at "
-                             f"most {MAX_PAD} unless equal to it, got {config.pad_multiple}")
+        check_sizes(config, body)
         encoder = build_encoder(config.encoder_options, config.style, encoder_weights,
                                 config.graph.levels)
         decoder = build_decoder(config.graph, body.levels, config.classes,
@@ -111,7 +106,10 @@ class Network(nn.Module):
                 (low, high), see `nestedseg.preprocess`; ``size``, ``(H, W)`` or ``(D, H, W)`` in
                 pixels, the default size of summaries and exports; ``interpolation``, a name, only
                 recorded; ``standardise``, whether each image is scaled by its own mean and std;
-                ``spacing`` along D, H, W in mm, to which volumes are resampled.
+                ``spacing`` along D, H, W in mm, to which volumes are resampled; ``value_range``,
+                pairs (low, high) of values that become 0 and 1, one for all channels or one for
+                each, and ``clip``, whether values outside of it become 0 and 1 too; ``nodata``, the
+                value of pixels that were not measured.
 
         Raises:
             ValueError: an unknown key or an impossible value.

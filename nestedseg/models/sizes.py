@@ -14,7 +14,11 @@ from nestedseg.base.errors import choose
 from nestedseg.decoder.compiler import infer_levels
 from nestedseg.decoder.layers import NORMS, Choice, resize_logits, split_choice
 from nestedseg.encoders import Description
+from nestedseg.models.config import Config
 from nestedseg.topology.graph import Graph
+
+BEYOND = 4  # a graph may have two rows below the encoder's deepest level, each of twice the stride
+MAX_PIXELS = {2: 2 ** 22, 3: 2 ** 24}  # by axes, that the smallest image is padded to
 
 
 def padding(graph: Graph, body: Description, channels: Sequence[int],
@@ -28,6 +32,41 @@ def padding(graph: Graph, body: Description, channels: Sequence[int],
         return multiple, tuple(max(n, *(2 * stride for stride in axis))
                                for n, axis in zip(body.smallest, zip(*strides)))
     return multiple, body.smallest
+
+
+def check_sizes(config: Config, body: Description) -> None:
+    """Refuses a config that says more of the sizes of images than its encoder asks for.
+
+    What is padded to is stored, because a pruned model keeps that of the model it came from. So it
+    may be more than the graph needs, but not more than any graph over this encoder would.
+
+    Args:
+        body: the encoder's.
+
+    Raises:
+        ValueError: sizes that no model over this encoder has, or that images should not be
+            padded to.
+    """
+    multiple, smallest = config.pad_multiple, config.pad_smallest
+    needed, least = padding(config.graph, body, config.decoder_channels, config.norm)
+    most = [BEYOND * math.lcm(*axis) for axis in zip(body.multiples[-1], needed)]
+    if any(m % n for m, n in zip(multiple, needed)):
+        raise ValueError(f"pad_multiple {multiple} is no multiple of {needed}")
+    if any(m > n for m, n in zip(multiple, most)):
+        raise ValueError(f"pad_multiple {multiple} is more than any model over the encoder "
+                         f"{config.encoder!r} needs; at most {most} is allowed")
+    if any(n > max(m, 2 * a) for n, m, a in zip(smallest, least, most)):
+        raise ValueError(f"pad_smallest {smallest} is more than any model over the encoder "
+                         f"{config.encoder!r} needs; at most {[2 * n for n in most]} is allowed")
+    pixels = math.prod(map(max, multiple, smallest))
+    if pixels > MAX_PIXELS[config.dims]:
+        raise ValueError(f"every image would be padded to a multiple of {multiple} and at least "
+                         f"{smallest}, {pixels} pixels; at most {MAX_PIXELS[config.dims]} are "
+                         "allowed. Use fewer levels")
+    if config.image_size not in (None, body.fixed_size):
+        allowed = body.fixed_size or "None, because it takes any size"
+        raise ValueError(f"image_size of a model over the encoder {config.encoder!r} must be "
+                         f"{allowed}, got {config.image_size}")
 
 
 def pad(x: Tensor, multiple: Sequence[int], smallest: Sequence[int]) -> Tensor:

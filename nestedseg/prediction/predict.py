@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nestedseg.data.preprocessing import Moments, measure, preprocess
+from nestedseg.data.preprocessing import (
+    Moments,
+    check_image,
+    measure,
+    missing,
+    preprocess,
+    to_float,
+)
+from nestedseg.data.source import Source, blocks, whole
 from nestedseg.data.volumes import Volume, resize
 from nestedseg.models.model import SegmentationModel
 from nestedseg.models.outputs import ensemble, probabilities
-from nestedseg.prediction.sliding_window import OVERLAP, default_window, slide, slide_slabs
+from nestedseg.prediction.sliding_window import OVERLAP, default_window, slide, stream
+
+MEASURED = 2**22  # pixels that are measured at once
 
 
 def predict_image(model: SegmentationModel, image: np.ndarray,
@@ -68,21 +79,129 @@ def predict_volume(model: SegmentationModel, volume: Volume,
         A slice of planes, in order, and their probabilities ``(classes, planes, H, W)``.
 
     Raises:
-        ValueError: the volume does not fit the model, or has NaN or infinite voxels.
+        ValueError: the volume does not fit the model, or has infinite voxels.
     """
-    spacing = model.preprocessing.get("spacing")
-    if spacing is not None:
-        resampled = resize(volume[:], volume.shape_at(spacing))
-        scores = predict_image(model, resampled, window, overlap)
-        yield slice(0, volume.shape[0]), F.interpolate(scores[None], volume.shape,
+    yield from predict_source([model], volume, window, overlap)
+
+
+def predict_source(models: Sequence[SegmentationModel], source: Source,
+                   window: int | Sequence[int] | None = None, overlap: float = OVERLAP,
+                   mirror: bool = False) -> Iterator[tuple[slice, Tensor]]:
+    """Predicts the probabilities of an opened image or volume, a few rows or planes at a time.
+
+    Of the image only the rows of one window are in memory, and of the outputs the same.
+
+    Args:
+        models: used in eval mode; the probabilities are the mean of theirs.
+        source: as returned by `nestedseg.data.open_image` or `nestedseg.data.open_volume`.
+        window: see `slide`; default: see `default_window`, of the first model.
+        overlap: see `slide`.
+        mirror: whether each window is also predicted mirrored along all axes, and averaged.
+
+    Yields:
+        A slice of rows or planes, in order, and their probabilities ``(classes, rows, W)`` or
+        ``(classes, planes, H, W)``.
+
+    Raises:
+        ValueError: the image does not fit the models, the models do not fit each other, or there
+            are infinite pixels.
+    """
+    first = check_together(models)
+    for model in models:
+        check_image((*source.shape, source.channels), model)
+    spacing = first.preprocessing.get("spacing")
+    if spacing is not None and isinstance(source, Volume):
+        shape = source.shape_at(spacing)
+        resampled = InMemory(resize(source.read().astype(np.float32), shape), source)
+        scores = torch.cat([scores.cpu() for _, scores in _predict(
+            models, resampled, window, overlap, mirror)], 1)
+        yield slice(0, source.shape[0]), F.interpolate(scores[None], source.shape,
                                                        mode="trilinear")[0]
         return
-    model.eval()
-    window = default_window(model, volume.shape) if window is None else window
-    moments = measure(_planes(volume)) if model.preprocessing.get("standardise") else None
-    for planes, logits in slide_slabs(model, lambda planes: _tensor(volume[planes], model, moments),
-                                      volume.shape, window, overlap):
-        yield planes, probabilities(logits, model.task)[0]
+    yield from _predict(models, source, window, overlap, mirror)
+
+
+def check_together(models: Sequence[SegmentationModel]) -> SegmentationModel:
+    """The first model, if the outputs of all can be averaged.
+
+    Raises:
+        ValueError: they differ in what they take or give.
+    """
+    first = models[0]
+    for other in models[1:]:
+        for what, a, b in (*((key, first.config[key], other.config[key]) for key in
+                             ("classes", "task", "dims", "class_names")),
+                           ("spacing", *(each.preprocessing.get("spacing")
+                                         for each in (first, other)))):
+            if a != b:
+                raise ValueError(f"the models cannot be averaged: their {what} are {a} and {b}")
+    return first
+
+
+def _predict(models: Sequence[SegmentationModel], source: Source,
+             window: int | Sequence[int] | None, overlap: float, mirror: bool
+             ) -> Iterator[tuple[slice, Tensor]]:
+    for model in models:
+        model.eval()
+    first = models[0]
+    window = default_window(first, source.shape) if window is None else window
+    nodata = first.preprocessing.get("nodata") if source.nodata is None else source.nodata
+    moments = _moments(source, nodata) if any(each.preprocessing.get("standardise")
+                                              for each in models) else None
+    latest: tuple[slice, np.ndarray] | None = None
+
+    def cut(place: tuple[slice, ...]) -> Any:
+        nonlocal latest
+        if latest is None or latest[0] != place[0]:
+            latest = place[0], source.read((place[0], *whole(source.shape[1:])))
+        return latest[1][(slice(None), *place[1:])]
+
+    def forward(raw: np.ndarray) -> Tensor:
+        logits = [each for model in models
+                  for each in _logits(model, raw, moments, nodata, mirror)]
+        return logits[0] if len(logits) == 1 else ensemble(logits, first.task)
+
+    for rows, logits in stream(forward, cut, source.shape, window, overlap):
+        yield rows, probabilities(logits, first.task)[0]
+
+
+def _logits(model: SegmentationModel, raw: np.ndarray, moments: Moments | None,
+            nodata: float | None, mirror: bool) -> Iterator[Tensor]:
+    """The logits of a window, and of its mirror images, mirrored back."""
+    x = preprocess(raw, model, moments, nodata).to(next(model.parameters()))
+    axes = range(2, x.dim())
+    flips = [flip for count in range(len(axes) + 1) for flip in combinations(axes, count)]
+    for flip in flips if mirror else [()]:
+        yield model(x.flip(flip)).flip(flip)
+
+
+def _moments(source: Source, nodata: float | None) -> Moments:
+    """The moments of the whole image, read block by block."""
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        for window in blocks(source.shape, MEASURED):
+            raw = source.read(window)
+            yield to_float(raw), missing(raw, nodata)
+    return measure(parts())
+
+
+class InMemory:
+    """An image in memory; a `Source`.
+
+    Args:
+        pixels: ``(*spatial, C)``.
+        source: that they are of.
+    """
+
+    windowed = mapped = True
+
+    def __init__(self, pixels: np.ndarray, source: Source) -> None:
+        self.pixels, self.path, self.nodata = pixels, source.path, source.nodata
+        self.shape: tuple[int, ...] = pixels.shape[:-1]
+        self.channels, self.dtype = pixels.shape[-1], pixels.dtype
+
+    def read(self, window: Sequence[slice] | None = None) -> np.ndarray:
+        """Reads a window; see `Source`."""
+        return self.pixels[tuple(window or whole(self.shape))]
 
 
 def predict_heads(model: SegmentationModel, image: np.ndarray) -> dict[int | str, Tensor]:
@@ -132,14 +251,6 @@ def to_mask(scores: Tensor, task: str) -> np.ndarray:
     return mask.to("cpu", torch.uint8).numpy()
 
 
-def _tensor(image: np.ndarray, model: SegmentationModel, moments: Moments | None = None) -> Tensor:
+def _tensor(image: np.ndarray, model: SegmentationModel) -> Tensor:
     """The image on the device, and of the type of number, of the model's weights."""
-    return preprocess(image, model, moments).to(next(model.parameters()))
-
-
-def _planes(volume: Volume) -> Iterable[np.ndarray]:
-    """The voxels of a volume, a few planes ``(planes, H, W, C)`` at a time."""
-    step = max(1, 2 ** 22 // math.prod(volume.stored.shape[1:]))
-    for start in range(0, volume.shape[0], step):
-        planes = volume[start:start + step]
-        yield planes.reshape(*planes.shape[:3], -1)
+    return preprocess(image, model).to(next(model.parameters()))

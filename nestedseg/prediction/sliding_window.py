@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
-from typing import TypeVar
+from itertools import product
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -55,32 +56,82 @@ def slide(forward: Callable[[Tensor], Logits], x: Tensor, window: int | Sequence
 def slide_slabs(forward: Callable[[Tensor], Tensor], read: Callable[[slice], Tensor],
                 size: Sequence[int], window: int | Sequence[int] | None = None,
                 overlap: float = OVERLAP) -> Iterator[tuple[slice, Tensor]]:
-    """Computes the same as `slide` for a volume, slab by slab along D, with one slab in memory.
+    """Computes the same as `slide` slab by slab along the first axis, with one slab in memory.
 
     Args:
         forward: see `slide`; it returns a tensor.
-        read: returns some planes of the volume, ``(N, C, planes, H, W)``.
-        size: ``(D, H, W)`` of the volume.
+        read: returns some rows of the image, ``(N, C, rows, W)``, or planes of the volume,
+            ``(N, C, planes, H, W)``.
+        size: ``(H, W)`` of the image or ``(D, H, W)`` of the volume.
         window: see `slide`.
         overlap: see `slide`.
 
     Yields:
-        A slice of planes, in order, and their outputs ``(N, K, planes, H, W)``.
+        A slice of rows or planes, in order, and their outputs ``(N, K, rows, W)`` or
+        ``(N, K, planes, H, W)``.
     """
-    depth, planes = window_sides(window, overlap, size)[0], size[0]
-    carried: tuple[Tensor, Tensor] | None = None
-    starts = slab_starts(planes, depth, overlap)
-    for start, following in zip(starts, [*starts[1:], planes]):
-        logits = slide(forward, read(slice(start, start + depth)), window, overlap)
-        weight = _weights((depth,), logits)[:, None, None].clone()
-        logits = logits * weight
-        if carried is not None:  # the weighted outputs of earlier slabs for the same planes
-            earlier, share = carried
-            logits[:, :, :earlier.shape[2]] += earlier
-            weight[:len(share)] += share
+    latest: tuple[slice, Tensor] | None = None
+
+    def cut(place: tuple[slice, ...]) -> Tensor:
+        nonlocal latest
+        if latest is None or latest[0] != place[0]:
+            latest = place[0], read(place[0])
+        return latest[1][(slice(None), slice(None), slice(None), *place[1:])]
+
+    yield from stream(forward, cut, size, window, overlap)
+
+
+@torch.no_grad()
+def stream(forward: Callable[[Any], Tensor], cut: Callable[[tuple[slice, ...]], Any],
+           size: Sequence[int], window: int | Sequence[int] | None = None,
+           overlap: float = OVERLAP) -> Iterator[tuple[slice, Tensor]]:
+    """As `slide_slabs`, but of the image only one window is asked for at a time.
+
+    Args:
+        forward: maps what ``cut`` returns to a tensor ``(N, K, *window)``.
+        cut: returns a window of the image, by a slice for each axis. All windows with the same
+            rows or planes are asked for one after the other.
+        size: see `slide_slabs`.
+        window: see `slide`.
+        overlap: see `slide`.
+
+    Yields:
+        See `slide_slabs`. The tensor may be written to.
+    """
+    sides = window_sides(window, overlap, size)
+    starts = [slab_starts(length, side, overlap) for length, side in zip(size, sides)]
+    if all(len(each) == 1 for each in starts):
+        yield slice(0, size[0]), forward(cut(tuple(slice(0, length) for length in size)))
+        return
+    carried: Tensor | None = None  # what earlier windows add to the rows that are not complete
+    for start, following in zip(starts[0], [*starts[0][1:], size[0]]):
+        slab: Tensor | None = None
+        for corner in product((start,), *starts[1:]):
+            place = tuple(slice(at, at + side) for at, side in zip(corner, sides))
+            logits = forward(cut(place))
+            if slab is None:
+                slab = logits.new_zeros(*logits.shape[:2], sides[0], *size[1:])
+                weights = _weights(sides, logits)
+                if carried is not None:
+                    slab[:, :, :carried.shape[2]] = carried
+            slab[(slice(None), slice(None), slice(None), *place[1:])] += logits * weights
+        assert slab is not None
         done = following - start
-        yield slice(start, following), logits[:, :, :done] / weight[:done]
-        carried = logits[:, :, done:], weight[done:]
+        whole = slab[:, :, :done]
+        for axis, (length, side) in enumerate(zip(size, sides)):
+            share = _shares(length, side, starts[axis], slab)
+            share = share[start:following] if axis == 0 else share
+            whole /= share.reshape(-1, *[1] * (len(size) - axis - 1))
+        yield slice(start, following), whole
+        carried = slab[:, :, done:]
+
+
+def _shares(length: int, side: int, starts: Sequence[int], like: Tensor) -> Tensor:
+    """The sum of the weights of all windows at each place of an axis."""
+    weights, total = _weights((side,), like), like.new_zeros(length)
+    for start in starts:
+        total[start:start + side] += weights
+    return total
 
 
 def slab_starts(planes: int, depth: int, overlap: float) -> list[int]:

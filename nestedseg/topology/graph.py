@@ -19,9 +19,11 @@ from types import MappingProxyType
 from typing import Any
 
 from nestedseg.base.errors import nearest, show
+from nestedseg.base.regular_files import read_at_most
 from nestedseg.topology import drawing
 
 FUSIONS = ("concat", "sum")
+MAX_BYTES = 10_000_000  # of a file; 1,000 nodes with all their inputs need less
 MAX_NODES = 1_000
 MAX_EDGES = 20_000
 MAX_ROW = 31  # a stride of 2^31 is beyond any image
@@ -274,7 +276,8 @@ class Graph:
         """
         name = text.stem if isinstance(text, Path) else name
         try:
-            text = text.read_text(encoding="utf-8") if isinstance(text, Path) else text
+            if isinstance(text, Path):
+                text = read_at_most(text, MAX_BYTES).decode()
             data = json.loads(text, object_pairs_hook=no_duplicates)
         except (ValueError, RecursionError) as error:
             raise GraphError(f"topology {name!r} is not valid JSON: {error}") from error

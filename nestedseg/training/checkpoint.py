@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from nestedseg.base.regular_files import opened
 from nestedseg.hub.storage import drafted, writing
 from nestedseg.training.history import Epoch
 
@@ -52,8 +53,8 @@ def read_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     Raises:
         ValueError: the file is damaged, or holds something else.
     """
-    with readable(path):
-        state = torch.load(path, map_location=device, weights_only=True)
+    with readable(path), opened(path) as file:
+        state = torch.load(file, map_location=device, weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}")
         if missing := [part for part in PARTS if part not in state]:
@@ -72,8 +73,6 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         OSError: it cannot be written; the earlier one is still there.
     """
-    for leftover in path.parent.glob(f".{path.stem}.*{path.suffix}"):
-        leftover.unlink()  # of a run that was killed
     # torch's own writer raises a RuntimeError where the disk is full
     with writing(f"the checkpoint {path}", "The one of the epoch before is unchanged",
                  RuntimeError), drafted(path) as draft:

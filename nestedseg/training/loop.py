@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from torch.utils.data import DataLoader
 from nestedseg.base.errors import show
 from nestedseg.base.extras import require
 from nestedseg.data import EpochSampler, LabelledImages
+from nestedseg.hub.lock import FolderInUse, locked
+from nestedseg.hub.storage import remove_drafts
 from nestedseg.training.checkpoint import read_checkpoint, write_checkpoint
 from nestedseg.training.history import Epoch, best_epoch
 from nestedseg.training.settings import Settings
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.pt"
 MODEL = "model"
+CURE = "Wait until that training is done, or stop it, or choose another folder"
 MAY_CHANGE = ("epochs", "patience", "workers", "seconds")  # settings that a resumed run may change
 
 
@@ -66,6 +70,7 @@ def fit(model: SegmentationModel | Detector, train: LabelledImages, validation: 
         ValueError: the folder contains a run and ``resume`` is false, or a run with other settings
             or images; the labels contain no foreground; or the images do not fit the model.
         FloatingPointError: the loss is no longer a finite number.
+        FolderInUse: another training writes to the folder (an `OSError`).
 
     Examples:
         >>> import os
@@ -122,6 +127,11 @@ class _Trainer:
         self.bare = self.accelerator.unwrap_model(self.model)
 
     def fit(self, resume: bool) -> list[Epoch]:
+        """See `fit`. One process holds the run; it is free again when that process ends."""
+        with self._alone():
+            return self._fit(resume)
+
+    def _fit(self, resume: bool) -> list[Epoch]:
         start = time.monotonic()
         self._open(resume)
         self._log(f"{self.task.title}: {len(self.loader)} batches an epoch, "
@@ -198,8 +208,30 @@ class _Trainer:
 
     # -- on disk ------------------------------------------------------------------------------
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Holds the run's folder, which the main process does for all.
+
+        Raises:
+            FolderInUse: another training writes to it.
+        """
+        with ExitStack() as stack:
+            refusal: list[str | None] = [None]
+            if self.accelerator.is_main_process:
+                self.run.mkdir(parents=True, exist_ok=True)
+                try:
+                    lock = stack.enter_context(locked(self.run, 0, CURE))
+                    if lock.works:
+                        remove_drafts(self.run / CHECKPOINT)
+                except FolderInUse as error:
+                    refusal = [str(error)]
+            if self.accelerator.num_processes > 1:
+                require("accelerate.utils").broadcast_object_list(refusal)
+            if refusal[0] is not None:
+                raise FolderInUse(refusal[0])
+            yield
+
     def _open(self, resume: bool) -> None:
-        self.run.mkdir(parents=True, exist_ok=True)
         path = self.run / CHECKPOINT
         if not path.exists():
             return

@@ -109,7 +109,8 @@ class SemanticTask(TrainingTask):
 
     def patches(self, images: LabelledImages, settings: Settings) -> Patches:
         return Patches(images, settings.patch, partial(preprocess, model=self.model),
-                       settings.seed, settings.foreground, settings.mirror)
+                       settings.seed, settings.foreground, settings.mirror,
+                       images.prepared_std(self.model.preprocessing))
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         return self.objective(model(inputs), targets)

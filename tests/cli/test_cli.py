@@ -61,7 +61,7 @@ def error(capsys, *argv):
 def test_a_run_holds_model_numbers_and_pictures(run):
     names = {path.name for path in run.iterdir()}
     assert names == {"checkpoint.pt", "metrics.json", "curves.png", "overlay.png", "depths.md",
-                     "model"}
+                     "files.csv", "model"}
     metrics = json.loads((run / "metrics.json").read_text())
     assert [epoch["epoch"] for epoch in metrics["history"]] == [1, 2]
     assert metrics["settings"]["lr"] == 3e-4 and metrics["model"]["in_channels"] == 1

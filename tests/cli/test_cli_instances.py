@@ -69,7 +69,7 @@ def error(capsys, *argv):
 
 def test_a_run_holds_model_scores_and_pictures(run):
     assert {path.name for path in run.iterdir()} == {"checkpoint.pt", "metrics.json", "curves.png",
-                                                     "overlay.png", "model"}
+                                                     "overlay.png", "files.csv", "model"}
     metrics = json.loads((run / "metrics.json").read_text())
     (epoch,) = metrics["history"]
     assert metrics["scores"] == epoch["scores"] and {*epoch["scores"]} == {"score", "iou", "dice"}
@@ -143,7 +143,7 @@ def test_mistakes_are_one_line_before_images_are_read(folder, tmp_path, capsys, 
                                                       options, message):
     def read(*args):
         raise AssertionError("images are read")
-    monkeypatch.setattr("nestedseg.data.labelled.READ", {2: read, 3: read})
+    monkeypatch.setattr("nestedseg.data.labelled.OPEN", {2: read, 3: read})
     assert message in error(capsys, *arguments(folder, tmp_path / "run", *options))
     assert not (tmp_path / "run").exists()
 

@@ -5,17 +5,20 @@ the other, as the paper draws them.
 """
 
 import copy
-from functools import reduce
+from functools import cache, reduce
 
 import pytest
 import torch
-from alterations import CASES, PLACES, add_lora, altered, image, make
+from alterations import CASES, ONCE, PLACES, WIDTHS, add_lora, altered, image, make
 from torch import nn
 from torch.nn.utils import weight_norm as old_weight_norm
 
 import nestedseg
-from nestedseg.decoder.blocks import DoubleConv
+from nestedseg.decoder.blocks import Block, DoubleConv
+from nestedseg.decoder.layers import ACTIVATIONS
 from nestedseg.decoder.nodes import NodeModule
+from nestedseg.decoder.recomputation import Recomputable
+from nestedseg.decoder.untouched import METHODS, alteration
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 
@@ -46,9 +49,8 @@ def plain(model):
 
 
 # A few of each: every place, and every alteration.
-FEW = [name for name in CASES if name.startswith(("hook on", "replaced on")) or name.endswith(
-    ("on conv1", "on edge.up"))]
-MANY = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in CASES]
+MANY = [pytest.param(name, marks=() if name in ONCE or name.startswith("hook on") else
+                     pytest.mark.slow) for name in CASES]
 
 
 # -- every form ------------------------------------------------------------------------------------
@@ -140,11 +142,77 @@ def test_hooks_on_all_modules_are_called():
     assert seen == [] and model.decoder.executions["x0_1"] == "fast"
 
 
-def test_a_class_that_is_patched_is_called(monkeypatch):
-    model, original = make().eval(), nn.Conv2d.forward
-    monkeypatch.setattr(nn.Conv2d, "forward", lambda conv, x: 0.5 * original(conv, x))
-    x = image()
-    torch.testing.assert_close(model(x), plain(copy.deepcopy(model))(x), **CLOSE)
+# -- classes whose methods are replaced -----------------------------------------------------------
+
+CALL = ("__call__", "_call_impl")  # whatever the class, by default of a few
+ALIKE = {type(make()) for make in ACTIVATIONS.values()} - {nn.ReLU}
+REPLACED = [pytest.param(cls, name, id=f"{cls.__module__}.{cls.__qualname__}.{name}",
+                         marks=() if cls in (nn.Conv2d, DoubleConv, nn.Module) or
+                         (name not in CALL and cls not in ALIKE) else pytest.mark.slow)
+            for cls in (*METHODS, DoubleConv, Block, Recomputable, nn.Module)
+            for name in (*CALL, "forward", "compute", "_conv_forward")
+            if hasattr(cls, name) and (cls, name) != (nn.Module, "forward")]
+STYLES = [{}, {"dims": 3}, {"upsample": "transpose"}, {"dims": 3, "upsample": "transpose"},
+          {"norm": "group"}, {"norm": None}, *({"activation": name} for name in ACTIVATIONS)]
+
+
+@cache
+def model_with(cls):
+    """A model that has a module of this class, and an image or a volume for it."""
+    torch.manual_seed(0)
+    models = (nestedseg.create("unetpp", encoder_channels=WIDTHS, deep_supervision=True, **style)
+              for style in STYLES)
+    model = next(m for m in models if any(isinstance(part, cls) for part in m.modules()))
+    return model.double(), torch.rand(2, 3, *(8, 12, 4)[:model.config["dims"]]).double()
+
+
+def halve(monkeypatch, cls, name):
+    original = getattr(cls, name)
+
+    def replaced(*args):
+        y = original(*args)
+        return 0.5 * y if torch.is_tensor(y) else y
+
+    monkeypatch.setattr(cls, name, replaced)
+
+
+def gradients(model, x):
+    state = copy.deepcopy(model.state_dict())
+    loss = sum(y.square().mean() for y in model.train()(x))
+    found = torch.autograd.grad(loss, [*model.parameters()])
+    model.load_state_dict(state)  # the running statistics of before
+    return found
+
+
+@pytest.mark.parametrize("cls, name", REPLACED)
+def test_a_class_whose_method_is_replaced_is_called(cls, name, monkeypatch):
+    model, x = model_with(cls)
+    truth = plain(copy.deepcopy(model)) if not issubclass(DoubleConv, cls) \
+        and cls is not NodeModule else None
+    halve(monkeypatch, cls, name)
+    for run in (lambda m: gradients(m, x), lambda m: [m.eval()(x).detach()]):
+        with nestedseg.execution("reference"):
+            expected = run(truth or model)
+        torch.testing.assert_close(run(model), expected, **CLOSE)
+    torch.testing.assert_close(model.fuse()(x), expected[0], **CLOSE)
+
+
+@pytest.mark.parametrize("cls", METHODS)
+def test_every_replaced_method_is_named(cls, monkeypatch):
+    module = next(part for part in model_with(cls)[0].modules() if isinstance(part, cls))
+    kind = type(module)
+    assert alteration(module, (kind,)) is None
+    for name in METHODS[kind]:
+        for owner, message in ((kind, f"{kind.__name__}.{name} was replaced"),
+                               (module, f"it has its own {name}")):
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, lambda *args: None)
+                assert alteration(module, (kind,)) == message
+    monkeypatch.setattr(kind, "_call_impl", lambda *args: None)
+    assert alteration(module, (kind,)) == f"the call of {kind.__name__} was replaced"
+
+
+# -- what is said, and what others do --------------------------------------------------------------
 
 
 def test_executions_say_what_was_altered():

@@ -71,7 +71,9 @@ def write_data(name: str) -> None:
     for folder in map(Path, (".", "train", "other", "demo")):
         for part in ("images", "labels"):
             (folder / part).mkdir(parents=True)
-        if name.startswith("volumes"):
+        if name.startswith("data"):
+            write_layouts(folder)
+        elif name.startswith("volumes"):
             write_volumes(folder, classes=3 if "--classes 3" in BLOCKS[name] else 2)
         else:
             write_pictures(folder)
@@ -89,6 +91,18 @@ def write_forms(folder: Path) -> None:
         for form, pixels in forms.items():
             (folder / form).mkdir(exist_ok=True)
             Image.fromarray(pixels.astype(np.uint8)).save(folder / form / f"{index}.png")
+
+
+def write_layouts(folder: Path) -> None:
+    """Labels by suffix, and a table of the same."""
+    (folder / "all").mkdir()
+    rows = ["image,label,split,group"]
+    for index, (image, labels) in enumerate(zip(*synthetic_nuclei(IMAGES, 64))):
+        Image.fromarray(image).save(folder / f"all/{index}.png")
+        Image.fromarray((labels > 0).astype(np.uint8)).save(folder / f"all/{index}_mask.png")
+        split = "train" if index < IMAGES - 1 else "test"
+        rows.append(f"all/{index}.png,all/{index}_mask.png,{split},{index}")
+    (folder / "data.csv").write_text("\n".join(rows))
 
 
 def write_volumes(folder: Path, classes: int) -> None:

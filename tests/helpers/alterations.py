@@ -139,6 +139,7 @@ SPECIAL = {**dict.fromkeys(CONVS, CONV), "edge.up": ON_UP, "act1": ON_ACT, "norm
            "encoder norm": ON_NORM}
 CASES = {f"{how} on {place}": (place, alter) for place in PLACES
          for how, alter in (ANY | SPECIAL.get(place, {})).items()}
+ONCE = {*{name.partition(" on ")[0]: name for name in reversed(CASES)}.values()}  # each alteration
 
 
 def altered(case):

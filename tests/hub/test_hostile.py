@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import resource
+import socket
 import struct
 import time
 import traceback
@@ -18,7 +19,7 @@ from hub_server import HubServer, use_server
 import nestedseg
 from nestedseg.hub.client import HubError
 
-CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 FIRST, SECOND = (f"model-{k:05}-of-00002.safetensors" for k in (1, 2))
 SECONDS, BYTES = 1, 200_000_000
 ROW = [f"x0_{j}" for j in range(1, 1000)]
@@ -101,6 +102,10 @@ CONFIGS = {
     "huge decoder": ({"decoder_channels": [65_536] * 3}, "shape"),
     "huge node": ({"graph": GRAPH | {"nodes": GRAPH["nodes"] | {"x0_1": {
         "inputs": ["x0_0", "x1_0"], "channels": 65_536}}}}, "shape"),
+    "padding": ({"pad_multiple": [4096, 4096]}, "pad_multiple"),
+    "padding along an axis": ({"pad_multiple": [4, 32]}, "at most [16, 16]"),
+    "padding of small images": ({"pad_smallest": [4096, 4096]}, "pad_smallest"),
+    "the size of all images": ({"image_size": [4096, 4096]}, "image_size"),
     "many nodes": ({"graph": {"nodes": {f"x0_{j}": [] for j in range(1, 50_000)},
                               "heads": ["x0_1"]}}, "at most 1000"),
     "many edges": ({"graph": {"nodes": {name: ["x0_0", *ROW[:k]] for k, name in
@@ -269,7 +274,84 @@ def test_a_model_of_many_nodes_that_are_not_in_the_weights(folder):
              "heads": [names[-1]]}
     config = json.loads((folder / CONFIG).read_text()) | {"graph": graph}
     (folder / CONFIG).write_text(json.dumps(config))
-    refused(folder, "998 are missing")
+    refused(folder, "'decoder.x0_10.block.conv1.weight'")
+
+
+def test_a_model_of_many_nodes_with_one_tensor_each(folder):
+    """Of each node there is something, so that its name alone says nothing."""
+    names = [f"x0_{j}" for j in range(1, 991)]
+    graph = {"nodes": {name: ["x0_0", *names[max(0, k - 19):k]] for k, name in enumerate(names)},
+             "heads": [names[-1]]}
+    tensors = {f"decoder.{name}.block.conv1.weight": torch.zeros(1) for name in names}
+    tensors[f"decoder.head_{names[-1]}.weight"] = torch.zeros(1)
+    # of the twelve of a block, and the bias of the head; nobody has come to the encoder yet
+    for fused, match in ((False, f"{11 * 990 + 1} are missing"), (True, "are missing")):
+        config = json.loads((folder / CONFIG).read_text()) | {"graph": graph, "fused": fused}
+        (folder / CONFIG).write_text(json.dumps(config))
+        (folder / INDEX).unlink(missing_ok=True)
+        safetensors.torch.save_file(tensors, folder / WEIGHTS)
+        refused(folder, match)
+
+
+@pytest.mark.parametrize("name", ["convnext_xxlarge", "eva_giant_patch14_224", "sequencer2d_s"])
+@pytest.mark.parametrize("tensor", ["x", "norm.weight"])
+def test_an_encoder_that_is_not_in_the_weights_is_not_tried(folder, name, tensor):
+    config = json.loads((folder / CONFIG).read_text()) | {
+        "encoder": name, "encoder_channels": None, "image_size": [4096, 4096]}
+    (folder / CONFIG).write_text(json.dumps(config))
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"][f"encoder.model.{tensor}"] = SECOND
+    (folder / INDEX).write_text(json.dumps(index))
+    refused(folder, "of a tensor of its encoder")
+
+
+def test_an_image_size_of_an_encoder_of_any_size(tmp_path):
+    """The fused form is found by trying the encoder at this size."""
+    nestedseg.create("unet", "test_resnet", depth=1).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text()) | {
+        "image_size": [4096, 4096], "fused": True}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    weights = safetensors.torch.load_file(tmp_path / WEIGHTS)
+    fused = nestedseg.create("unet", "test_resnet", depth=1).eval().fuse().state_dict()
+    safetensors.torch.save_file(weights | {name: tensor.contiguous() for name, tensor
+                                           in fused.items()}, tmp_path / WEIGHTS)
+    refused(tmp_path, "it takes any size")
+
+
+# -- files that never end --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_sparse_file_is_refused_before_it_is_read(folder, claimed):
+    size = 30 * 10 ** 9
+    if claimed:
+        data = (folder / SECOND).read_bytes()
+        length = struct.unpack("<Q", data[:8])[0]
+        header = json.loads(data[8:8 + length])
+        header[HEAD] = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+        text = json.dumps(header).encode()
+        (folder / SECOND).write_bytes(struct.pack("<Q", len(text)) + text)
+        size += 8 + len(text)
+    with (folder / SECOND).open("r+b") as file:
+        file.truncate(size)
+    refused(folder, "shape" if claimed else f"it has {size} bytes, but its header says")
+
+
+@pytest.mark.parametrize("file", [CONFIG, INDEX, FIRST])
+@pytest.mark.parametrize("kind", ["/dev/zero", "/dev/full", "/dev/null", "pipe", "socket"])
+def test_what_is_no_regular_file_is_not_read(folder, kind, file, monkeypatch):
+    (folder / file).unlink()
+    if kind == "pipe":
+        os.mkfifo(folder / file)
+    elif kind == "socket":
+        server = socket.socket(socket.AF_UNIX)
+        monkeypatch.chdir(folder)
+        server.bind(file)  # a whole path may be too long for one
+        server.close()
+    else:
+        (folder / "pipe").symlink_to(kind)  # a link to a link
+        (folder / file).symlink_to(folder / "pipe")
+    refused(folder, "not a regular file")
 
 
 # -- from a Hub ------------------------------------------------------------------------------------

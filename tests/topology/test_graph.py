@@ -2,6 +2,7 @@ import ast
 import copy
 import dataclasses
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -485,6 +486,20 @@ def test_a_file_that_is_no_json_is_refused_by_its_name(tmp_path, content):
         Graph.from_json(path)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "sparse"])
+def test_a_file_that_may_never_end_is_not_read(tmp_path, kind):
+    path = tmp_path / "endless.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(2**40)
+    with pytest.raises(GraphError, match=r"topology 'endless' .*(regular file|too large)"):
+        Graph.from_json(path)
+
+
 # -- limits ----------------------------------------------------------------------------------
 
 
@@ -575,12 +590,13 @@ def test_any_text_is_a_graph_or_a_graph_error(text):
 # -- no torch --------------------------------------------------------------------------------
 
 
-MODULES = [PACKAGE / "base" / "errors.py", *(PACKAGE / "topology").glob("*.py")]
+MODULES = [*(PACKAGE / "base" / f"{name}.py" for name in ("errors", "regular_files")),
+           *(PACKAGE / "topology").glob("*.py")]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
 def test_only_the_standard_library_and_each_other_are_imported(path):
-    allowed = ("nestedseg.base.errors", "nestedseg.topology")
+    allowed = ("nestedseg.base.errors", "nestedseg.base.regular_files", "nestedseg.topology")
     for statement in ast.walk(ast.parse(path.read_text())):
         if isinstance(statement, ast.Import):
             names = [alias.name for alias in statement.names]

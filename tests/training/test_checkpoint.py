@@ -1,6 +1,7 @@
 """A checkpoint on disk: whatever is wrong with it is one error that says what can be done."""
 
 import errno
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 import nestedseg
 from nestedseg.cli import main
+from nestedseg.hub.storage import remove_drafts
 from nestedseg.training import checkpoint
 from nestedseg.training.checkpoint import read_checkpoint, write_checkpoint
 from nestedseg.training.history import Epoch
@@ -56,11 +58,13 @@ DAMAGES = {
     "half": lambda path: path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2]),
     "zeros": lambda path: path.write_bytes(bytes(1000)),
     "a text": lambda path: path.write_text("not a checkpoint"),
-    "a bit": lambda path: path.write_bytes(path.read_bytes()[:90] + b"?" + path.read_bytes()[91:]),
+    "a byte": lambda path: path.write_bytes(path.read_bytes().replace(b"identity", b"?dentity")),
     "a list": lambda path: torch.save([1, 2], path),
     "a tensor": lambda path: torch.save(torch.zeros(2), path),
     "more than tensors": lambda path: torch.save(shutil.copyfile, path),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a device": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
     **{f"no {part}": without(part) for part in checkpoint.PARTS},
     **{f"{part} is a number": changed(part, 5) for part in checkpoint.PARTS if part != "scaler"},
     "the model of another": changed("model", {"weight": torch.zeros(2)}),
@@ -107,6 +111,6 @@ def test_a_full_disk_leaves_the_checkpoint_before(path, error, monkeypatch):
 
 def test_what_a_killed_run_left_goes(path):
     (path.parent / ".checkpoint.123.pt").write_bytes(b"half")
-    write_checkpoint(path, state())
+    remove_drafts(path)
     assert [*path.parent.iterdir()] == [path]
     assert nestedseg.training.Epoch is Epoch

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import nestedseg
 from nestedseg.cli import main
 from nestedseg.data import LabelledImages, find_pairs, synthetic_nuclei
 from nestedseg.evaluation.depths import compare_depths, score_heads
+from nestedseg.hub.lock import locked
 from nestedseg.training.history import best_epoch
 from nestedseg.training.loop import CHECKPOINT, MODEL, fit
 from nestedseg.training.settings import Settings
@@ -188,6 +190,23 @@ def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, folder, lau
     for alone, together in zip(curves(one), curves(two), strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
         assert together["score"] == pytest.approx(alone["score"], abs=1e-3)
+
+
+def refused(command):
+    """0 if the command ends with an error, which is printed."""
+    with contextlib.redirect_stderr(sys.stdout):
+        return 0 if main(command) == 2 else 1
+
+
+@pytest.mark.slow
+def test_two_processes_both_hear_that_another_training_has_the_folder(tmp_path, folder):
+    run = tmp_path / "run"
+    run.mkdir()
+    with locked(run, 0, ""):
+        printed = in_two_processes(refused, train_command(folder, run, "--batch", "2"),
+                                   output=tmp_path / "printed")
+    assert printed.count(f"is in use by process {os.getpid()} on ") == 2
+    assert not (run / "checkpoint.pt").exists()
 
 
 def test_a_killed_run_resumes_to_the_same_numbers(tmp_path, folder, capsys):

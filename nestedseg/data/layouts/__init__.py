@@ -1,0 +1,1 @@
+"""Layouts of data sets: how images and labels are found, paired and divided."""
