@@ -124,6 +124,27 @@ def test_several_classes_per_pixel(folder, tmp_path):
     assert (tmp_path / "run/overlay.png").is_file()
 
 
+@pytest.mark.parametrize("spacing", [[], ["--spacing", "1", "2", "1"]])
+def test_volumes_with_several_classes_per_voxel(tmp_path, spacing):
+    pytest.importorskip("monai")
+    rng = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for name in "ab":
+        label = np.zeros((10, 24, 22, 2), np.uint8)
+        label[2:8, 4:16, 5:15, 0] = label[4:6, 6:12, 8:12, 1] = 1
+        label[:, :4, :, 1] = 255  # the second class was not annotated here
+        np.save(tmp_path / "images" / name, label[..., 0] + rng.normal(0, 0.1, label.shape[:3]))
+        np.save(tmp_path / "labels" / name, label)
+    assert train(tmp_path, tmp_path / "run", "labels", "--label-parts", "channels", "--ignore", 255,
+                 "--patch", 8, *spacing) == 0
+    model = nestedseg.from_pretrained(tmp_path / "run/model")
+    assert (model.task, model.classes, model.config["dims"]) == ("multilabel", 2, 3)
+    rows = (tmp_path / "run/cases.csv").read_text().splitlines()
+    assert [row.split(",")[1] for row in rows] == ["class", "0", "1"]
+    assert (tmp_path / "run/overlay.png").is_file()
+
+
 def test_a_threshold_makes_a_mask_of_a_jpeg(folder, tmp_path, capsys):
     for options in (["--binary"], []):
         line = error(capsys, folder, tmp_path / "r", "jpeg", *options)
