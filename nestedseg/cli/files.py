@@ -159,7 +159,7 @@ def _find(args: argparse.Namespace, images: Path | None, labels: Path | None,
     else:
         raise ValueError("give --images and --labels, or --list FILE, which names both")
     if args.label_parts == "channels":
-        return Found(pairs, class_names or (), count_channels(pairs))
+        return Found(pairs, class_names or (), count_channels(pairs, args.dims))
     return Found(pairs)
 
 

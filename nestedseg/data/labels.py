@@ -317,16 +317,17 @@ def check_objects(numbers: np.ndarray, ignore: Sequence[int] = (),
     gaps = top == np.iinfo(numbers.dtype).max > above.sum() and top in touching
     if gaps or len(thin) >= THIN * above.sum():
         main = top if gaps else int(values[above][counts[above].argmax()])
-        raise ValueError(_no_mask(values, counts, main, cures) + _void_cure(numbers, ignore))
+        numbered = "" if cures else ". If all values above 0 are numbers of instances or " \
+            "classes, say so with threshold=1 (--threshold 1)"
+        raise ValueError(_no_mask(values, counts, main, cures) + numbered
+                         + ("" if cures else _void_cure(numbers, ignore)))
 
 
 def _no_mask(values: np.ndarray, counts: np.ndarray, main: int, cures: str | None) -> str:
     other = (values != 0) & (values != main)
     middle = (int(values[-1]) + 1) // 2
-    cures = cures or (
-        f"use threshold={middle} (--threshold {middle}), or save the mask losslessly, as a PNG of "
-        "two values. If all values above 0 are numbers of instances or classes, say so with "
-        "threshold=1 (--threshold 1)")
+    cures = cures or (f"use threshold={middle} (--threshold {middle}), or save the mask "
+                      "losslessly, as a PNG of two values")
     return (f"it is no clean mask: besides 0 and {main} it has {_some(other.sum(), 'other value')} "
             f"in {_some(counts[other].sum(), 'pixel')}, {_listed(values[other], counts[other])}. "
             f"Grey edges and JPEG make such values: {cures}")

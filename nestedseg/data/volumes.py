@@ -391,9 +391,6 @@ def _check_grids(image: Volume, label: Volume) -> None:
         raise ValueError(f"{image.path} and its label {label.path} must both have an affine, as "
                          "NIfTI, NRRD, MetaImage and DICOM files do, or neither; otherwise their "
                          "axes may differ")
-    if label.channels != 1:
-        raise ValueError(f"the label {label.path} has {label.channels} channels; expected one "
-                         "whole number per voxel")
     if image.shape != label.shape:
         raise ValueError(f"{image.path} is {by(image.shape)} voxels, but its label {label.path} "
                          f"is {by(label.shape)}")

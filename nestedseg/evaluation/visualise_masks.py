@@ -55,11 +55,11 @@ def paint_classes(rgb: np.ndarray, mask: np.ndarray, opacity: float = 0.45) -> n
         opacity: of the paint, in [0, 1].
     """
     if mask.ndim == 2:
-        return _hatch(_paint(_grey(rgb), mask, mask.astype(np.int64) - 1, opacity), mask < 0)
+        return hatch(_paint(_grey(rgb), mask, mask.astype(np.int64) - 1, opacity), void_of(mask))
     painted = _grey(rgb)
     for index, plane in enumerate(np.moveaxis(mask, -1, 0)):
         painted = _paint(painted, plane, np.full(plane.shape, index), opacity)
-    return _hatch(painted, np.all(mask < 0, axis=-1))
+    return hatch(painted, void_of(mask))
 
 
 def paint_instances(rgb: np.ndarray, instances: np.ndarray, opacity: float = 0.45) -> np.ndarray:
@@ -121,7 +121,13 @@ def _paint(grey: np.ndarray, mask: np.ndarray, colours: np.ndarray, opacity: flo
     return _blend(painted, palette, _outline(mask), 1)
 
 
-def _hatch(painted: np.ndarray, where: np.ndarray) -> np.ndarray:
+def void_of(mask: np.ndarray) -> np.ndarray:
+    """Where there is no class, ``(H, W)``: below 0, or of planes ``(H, W, classes)`` in all."""
+    below: np.ndarray = mask < 0
+    return below if mask.ndim == 2 else np.all(below, axis=-1)
+
+
+def hatch(painted: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Draws diagonal lines, black beside white, which show on any picture."""
     least, part = HATCHING
     step = max(least, min(where.shape) // part)

@@ -11,9 +11,17 @@ import numpy as np
 
 from nestedseg.base.extras import require
 from nestedseg.data import Volume
-from nestedseg.evaluation.visualise_masks import CLASS_COLOURS, INK, WRONG, to_rgb
+from nestedseg.evaluation.visualise_masks import (
+    CLASS_COLOURS,
+    INK,
+    WRONG,
+    hatch,
+    to_rgb,
+    void_of,
+)
 
 WIDTH = 9  # inches
+FINE = 300  # pixels, along the shorter side of a slice with hatching
 COLOURS = (CLASS_COLOURS[0], WRONG)  # of the first and the second mask
 
 
@@ -108,7 +116,7 @@ def fullest(mask: np.ndarray) -> list[int]:
 
 def _draw_panel(axes: Any, panel: _Panel) -> None:
     height, width = panel.size
-    axes.imshow(to_rgb(panel.pixels), origin="lower", extent=(0, width, 0, height),
+    axes.imshow(_hatched(panel), origin="lower", extent=(0, width, 0, height),
                 interpolation="nearest")
     # padded with background, because a contour would otherwise stay open at the edge
     ys, xs = ((np.arange(length + 2) - 0.5) * step
@@ -117,12 +125,18 @@ def _draw_panel(axes: Any, panel: _Panel) -> None:
         for inside in _areas(mask):
             axes.contour(xs, ys, np.pad(inside, 1).astype(float), levels=[0.5],
                          colors=[_rgb(colour)], linewidths=1.8)
-        void = mask < 0 if mask.ndim == 2 else (mask < 0).all(-1)
-        if void.any():
-            axes.contourf(xs, ys, np.pad(void, 1).astype(float), levels=[0.5, 1.5], colors="none",
-                          hatches=["////"])
     axes.set_title(panel.title, fontsize=9, color=INK, loc="left")
     axes.axis("off")
+
+
+def _hatched(panel: _Panel) -> np.ndarray:
+    """The pixels as RGB, hatched where a mask has no class, in lines finer than large pixels."""
+    picture, void = to_rgb(panel.pixels), np.any([void_of(mask) for mask in panel.masks], axis=0)
+    if not void.any():
+        return picture
+    times = max(1, FINE // min(void.shape))
+    picture, void = (each.repeat(times, 0).repeat(times, 1) for each in (picture, void))
+    return hatch(picture, void)
 
 
 def _areas(mask: np.ndarray) -> list[np.ndarray]:

@@ -155,13 +155,13 @@ def test_labels_are_refused_before_training(folder, tmp_path, capsys):
             Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / kind / f"{name}.png")
     argv = arguments(tmp_path, tmp_path / "run", "--decoder-channels", 8)
     assert "the training labels contain no foreground" in error(capsys, *argv)
-    crowd = np.arange(110 * 110, dtype=np.uint16).reshape(110, 110)
+    crowd = np.kron(np.arange(110 * 110).reshape(110, 110), np.ones((3, 3), int)).astype(np.uint16)
     for kind in ("images", "labels"):
         for name in "ab":
             Image.fromarray(crowd).save(tmp_path / kind / f"{name}.png")
     assert "too many instances: up to 12" in error(capsys, *argv)
     Image.fromarray(crowd[:50]).save(tmp_path / "labels" / "b.png")
-    assert "b.png is 110 x 110 pixels, but its label" in error(capsys, *argv)
+    assert "b.png is 330 x 330 pixels, but its label" in error(capsys, *argv)
     assert not (tmp_path / "run").exists()
 
 

@@ -77,6 +77,20 @@ def write_data(name: str) -> None:
             write_volumes(folder, classes=3 if "--classes 3" in BLOCKS[name] else 2)
         else:
             write_pictures(folder)
+        if name.startswith("labels"):
+            write_forms(folder)
+    Path("classes.json").write_text('{"a": [0, 0, 0], "b": [1, 30, 60], "c": [2, 60, 120]}')
+
+
+def write_forms(folder: Path) -> None:
+    """The labels of nuclei again in each form that the page about labels names."""
+    for index, labels in enumerate(synthetic_nuclei(IMAGES, 64)[1]):
+        forms = {"grey": 200 * (labels > 0), "camvid": labels % 12,
+                 "colours": labels[..., None] % 3 * [1, 30, 60],
+                 "planes": np.stack([labels > 0, labels % 2, labels > 5], -1)}
+        for form, pixels in forms.items():
+            (folder / form).mkdir(exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / form / f"{index}.png")
 
 
 def write_layouts(folder: Path) -> None:

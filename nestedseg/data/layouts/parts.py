@@ -14,6 +14,7 @@ from nestedseg.data.images import open_image, read_label
 from nestedseg.data.labels import one_channel
 from nestedseg.data.layouts.folders import find_pairs
 from nestedseg.data.source import by
+from nestedseg.data.volumes import open_volume
 
 MASKS = "masks"  # the folder of the masks of a case in the Data Science Bowl of 2018
 
@@ -88,7 +89,8 @@ def _as_mask(mask: np.ndarray, path: Path) -> np.ndarray:
     if inside.any() and (mask[inside] != mask.max()).any():
         values = np.unique(mask)
         raise ValueError(f"the mask {path} has {len(values)} values, {values[:5].tolist()} and so "
-                         "on; expected 0 and one other")
+                         "on; expected 0 and one other. If it has grey edges or is a JPEG, save it "
+                         "losslessly, as a PNG of two values")
     return inside
 
 
@@ -169,17 +171,19 @@ def find_class_masks(images: str | Path, labels: str | Path, *, image_suffix: st
             for pairs in zip(*parts)], names
 
 
-def count_channels(pairs: Sequence[Pair]) -> int:
+def count_channels(pairs: Sequence[Pair], dims: int | None = None) -> int:
     """How many channels the first label has, one for each class.
 
     Args:
-        pairs: whose labels are pictures with channels.
+        pairs: whose labels are pictures or volumes with channels.
+        dims: 3 = TIFF and Zarr files are volumes. Default: they are images.
 
     Raises:
         ValueError: the label cannot be read, or has one channel.
     """
     first = pairs[0].label_file
-    count = open_image(first, indexed=True).channels
+    volume = spatial_axes([first], dims) == 3
+    count = open_volume(first).channels if volume else open_image(first, indexed=True).channels
     if count < 2:
         raise ValueError(f"the label {first} has one channel; expected one for each class")
     return count
