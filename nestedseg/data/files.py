@@ -21,7 +21,7 @@ KNOWN = (*SUFFIXES[2], *SUFFIXES[3])
 SHOWN = 3  # names that a message shows
 MOST_SEEN = 100_000  # entries of a folder that are counted for a message
 LOOKED_AT = 16  # files, to tell whether a folder is a DICOM series
-STACKS = (".ome.tif", ".ome.tiff", ".ome.zarr", ".tif", ".tiff", ".zarr")  # which may hold volumes as well
+STACKS = SUFFIXES[2][3:]  # which may hold volumes as well
 
 
 class DrawnLabel(Protocol):
