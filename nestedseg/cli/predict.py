@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 MAX_INSTANCES = 65_535  # that a 16-bit map can number
 OVERLAY = 4096  # the longest side of an overlay, in pixels
+SHRUNK = 2**21  # pixels that are read at once for it
 NUMBERS = ("uint8", "uint16", "float16")  # of probabilities
 
 
@@ -235,7 +236,7 @@ class _Pictures(_Work):
                 small.append(shrink(classes, rows.start, step).copy())
                 bar.update((rows.stop - rows.start) * source.shape[1])
         if not self.args.no_overlay:
-            picture = read_small(source, step, blocks(source.shape))
+            picture = read_small(source, step, blocks(source.shape, SHRUNK))
             _write_png(self.overlays / f"{split_name(path)[0]}.png",
                        paint_classes(to_rgb(picture), np.concatenate(small)))
 

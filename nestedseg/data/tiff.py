@@ -93,14 +93,16 @@ class Tiff:
         shape = [side.stop - side.start for side in window]
         check_size(shape, self.channels, self.dtype)
         rows, columns = orientation.stored_window(window[-2:], self.shape[-2:], self.orientation)
-        planes = range(*window[0].indices(self.shape[0])) if len(window) == 3 else range(1)
-        read = np.stack([self._plane(plane, rows, columns) for plane in planes])
-        return np.ascontiguousarray(read if len(window) == 3 else read[0])
+        if len(window) == 2:
+            return np.ascontiguousarray(self._plane(0, rows, columns))
+        planes = range(*window[0].indices(self.shape[0]))
+        return np.stack([self._plane(plane, rows, columns) for plane in planes])
 
     def _plane(self, plane: int, rows: slice, columns: slice) -> np.ndarray:
         pixels = self._mapped(plane, rows, columns) if self._offset is not None \
             else self._decoded(plane, rows, columns)  # (h, w, C, S)
-        pixels = pixels[..., self._keep]
+        if len(self._keep) < pixels.shape[-1]:
+            pixels = pixels[..., self._keep]
         pixels = pixels.reshape(*pixels.shape[:2], -1)
         if self._colours is not None:
             pixels = self._colours[pixels[..., 0]]
@@ -127,7 +129,7 @@ class Tiff:
                             for axis in leading)]
         with self.path.open("rb") as file:
             bands = [self._pages[index].read(file, rows, columns) for index in np.ravel(order)]
-        return np.stack(bands, 2)
+        return bands[0][:, :, None] if len(bands) == 1 else np.stack(bands, 2)
 
 
 class _Page:

@@ -153,6 +153,7 @@ def _predict(models: Sequence[SegmentationModel], source: Source,
     def cut(place: tuple[slice, ...]) -> Any:
         nonlocal latest
         if latest is None or latest[0] != place[0]:
+            latest = None  # first, so that there are never two
             latest = place[0], source.read((place[0], *whole(source.shape[1:])))
         return latest[1][(slice(None), *place[1:])]
 

@@ -123,7 +123,7 @@ def stream(forward: Callable[[Any], Tensor], cut: Callable[[tuple[slice, ...]], 
             share = share[start:following] if axis == 0 else share
             whole /= share.reshape(-1, *[1] * (len(size) - axis - 1))
         yield slice(start, following), whole
-        carried = slab[:, :, done:]
+        carried = slab[:, :, done:].clone()  # without the rows that are complete
 
 
 def _shares(length: int, side: int, starts: Sequence[int], like: Tensor) -> Tensor:
