@@ -19,6 +19,7 @@ from nestedseg.topology.graph import Graph
 
 BLOCK = "double_conv"  # of nodes that name none
 WIDTH = 16  # of the node that is built to see
+WIDER = 1024  # times: beyond all rounding of widths that a block derives from its input's
 MOST_BUILT = 64  # blocks that are built to see their shapes; those of further nodes are not certain
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -77,7 +78,7 @@ def shapes_in_block(block: str, fuse: str, width: int, style: Style) -> Shapes:
     try:
         with torch.device("meta"):
             one, other = (_shapes(BLOCKS[block](given, width, style))
-                          for given in (width, width if fuse == "sum" else 2 * width))
+                          for given in (width, width if fuse == "sum" else WIDER * width))
     except Exception:  # a block may be a user's; the message is that of the node which has it
         return {}
     return {name: shape for name, shape in one.items() if other.get(name) == shape}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from nestedseg.encoders.description import Options
 from nestedseg.encoders.timm_encoder import parse_name
 from nestedseg.encoders.timm_model import pretrained_cfg
 from nestedseg.encoders.weights import shapes_of
+
+USUAL_STRIDE = 32  # of the deepest feature; a size that is no multiple may be refused
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -33,14 +36,23 @@ def certain_shapes(options: Options, known: Shapes) -> Shapes:
     """
     if options.dims == 3:
         return {}
-    arguments: dict[str, Any] = {}
-    if options.in_channels != 3:
-        arguments["in_chans"] = options.in_channels
-    if options.image_size is not None:
-        own = pretrained_cfg(options.encoder).input_size[-2:]
-        arguments["img_size"] = tuple(2 * side for side in own)
-    changed = _shapes(options.encoder, **arguments) if arguments else known
-    return {name: shape for name, shape in known.items() if changed.get(name) == shape}
+    channels = {} if options.in_channels == 3 else {"in_chans": options.in_channels}
+    for arguments in [channels | size for size in sizes_around(options)]:
+        changed = _shapes(options.encoder, **arguments) if arguments else known
+        known = {name: shape for name, shape in known.items() if changed.get(name) == shape}
+    return known
+
+
+def sizes_around(options: Options) -> list[dict[str, Any]]:
+    """Arguments for a model that is built for sizes above and below the one it will be built for.
+
+    Which that is, trying it shows. Windows, for example, are smaller in small images.
+    """
+    if options.image_size is None:
+        return [{}]
+    own = pretrained_cfg(options.encoder).input_size[-2:]
+    least = tuple(math.ceil(side / USUAL_STRIDE) * USUAL_STRIDE for side in options.image_size)
+    return [{"img_size": tuple(2 * side for side in own)}, {"img_size": least}]
 
 
 def _shapes(encoder: str, **arguments: Any) -> Shapes:

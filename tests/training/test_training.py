@@ -174,7 +174,7 @@ def launched_by_accelerate(work, command, output):
               "1", "--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no",
               "--main_process_port", "0", "-m", "nestedseg"]
     return subprocess.run([*launch, *command], check=True, timeout=120, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          capture_output=True,
                           env=os.environ | {"ACCELERATE_USE_CPU": "true"}).stdout
 
 

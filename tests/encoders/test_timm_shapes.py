@@ -10,13 +10,14 @@ from nestedseg.encoders import Options
 from nestedseg.encoders.names import certain_shapes, timm_shapes
 from nestedseg.encoders.timm_model import SkipInitialValues, build_on
 
-VARIANTS = [{}, {"in_channels": 5}, {"image_size": True}, {"in_channels": 1, "image_size": True}]
+VARIANTS = [{}, {"in_channels": 5}, {"image_size": 0.6}, {"in_channels": 1, "image_size": 0.2},
+            {"image_size": 2.1}]
 
 
 def check(name, variant, least):
     options = dict(variant)
-    if "image_size" in options:  # no multiple of its own
-        options["image_size"] = tuple(side // 2 + 8 for side in own_size(name))
+    if "image_size" in options:  # a part of its own
+        options["image_size"] = tuple(int(side * options["image_size"]) for side in own_size(name))
     try:
         with torch.device("meta"):
             built = nestedseg.create("unet", name, **options).encoder.state_dict()
