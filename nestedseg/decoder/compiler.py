@@ -198,12 +198,17 @@ def infer_levels(graph: Graph, encoder_levels: Sequence[Level],
         if is_encoder(name):
             shapes[name] = encoder_levels[row - graph.encoder_row]
         else:
-            shapes[name] = Level(_width(graph, name, channels),
+            shapes[name] = Level(width_of(graph, name, channels),
                                  _row_stride(graph, row, encoder_levels))
     return shapes
 
 
-def _width(graph: Graph, name: str, channels: Sequence[int]) -> int:
+def width_of(graph: Graph, name: str, channels: Sequence[int]) -> int:
+    """The channels of a node: its own, or those of its row.
+
+    Raises:
+        GraphError: neither is given.
+    """
     row = position(name)[0]
     width = graph.nodes[name].channels or (channels[row] if row < len(channels) else None)
     if width is None:

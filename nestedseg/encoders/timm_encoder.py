@@ -28,7 +28,12 @@ from nestedseg.encoders.feature_selection import (
     select_named,
 )
 from nestedseg.encoders.probe import Probe, probe, probe_named
-from nestedseg.encoders.timm_model import forward_taps, listen, pretrained_cfg
+from nestedseg.encoders.timm_model import (
+    SkipInitialValues,
+    forward_taps,
+    listen,
+    pretrained_cfg,
+)
 from nestedseg.encoders.to_3d.plan import depth_stride, plan
 from nestedseg.encoders.unused import remove_unused
 from nestedseg.encoders.weights import source_of
@@ -200,7 +205,8 @@ def load_model(name: str, weights: str | Path | bool | None,
                arguments: dict[str, Any]) -> Any:
     """The plain timm model with its weights; timm itself adapts them to channels and size."""
     if not weights:
-        return timm.create_model(name, **arguments)
+        with SkipInitialValues():
+            return timm.create_model(name, **arguments)
     if weights is True or weights in ("pretrained", "imagenet"):
         file = None
     elif str(weights).endswith(".safetensors"):

@@ -9,8 +9,25 @@ import timm
 import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nestedseg.encoders.description import are_names
+
+# What gives new parameters their values, which on the meta device takes most of a build's time.
+INITIAL = frozenset(getattr(Tensor, f"{name}_") for name in (
+    "uniform", "normal", "erfinv", "mul", "add", "clamp", "fill", "zero"))
+
+
+class SkipInitialValues(TorchFunctionMode):
+    """While a model is built, gives no values to tensors on the meta device, which have none.
+
+    It must not be on while a model runs: autograd would miss what is computed in place.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in INITIAL and args[0].is_meta:
+            return args[0]
+        return func(*args, **kwargs or {})
 
 
 class DoesNotRun(ValueError):
@@ -27,7 +44,7 @@ def pretrained_cfg(name: str) -> PretrainedCfg:
 
 def build_on(device: str, name: str, in_channels: int, arguments: Mapping[str, Any]) -> nn.Module:
     """A timm model without its weights, in eval mode."""
-    with torch.device(device):
+    with torch.device(device), SkipInitialValues():
         return timm.create_model(name, in_chans=in_channels, **arguments).eval()
 
 

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nestedseg.encoders.timm_model import SkipInitialValues
+
 
 def source_of(file: Path, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """What makes `timm.create_model` load a file.
@@ -34,6 +36,6 @@ def source_of(file: Path, name: str, arguments: dict[str, Any]) -> dict[str, Any
 
 def shapes_of(name: str, arguments: dict[str, Any]) -> dict[str, torch.Size]:
     """The shape of each tensor in the state dict of a timm model."""
-    with torch.device("meta"):
+    with torch.device("meta"), SkipInitialValues():
         state: dict[str, Tensor] = timm.create_model(name, **arguments).state_dict()
     return {key: tensor.shape for key, tensor in state.items()}

@@ -26,6 +26,7 @@ from nestedseg.hub.rebuilt import check_rebuilt
 
 CHECKSUM = "sha256"  # key in the config, for a single file; prefix of keys in the index
 STATISTICS = ("running_mean", "running_var")  # must be finite; other buffers may be infinite bounds
+Shapes = Mapping[str, tuple[int, ...]]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -246,39 +247,33 @@ def parse_index(data: Mapping[str, Any]) -> Layout:
     return Layout(storage.INDEX, places, checksums)
 
 
-def check_needed(needed: Iterable[str], layout: Layout, prefix: str) -> None:
-    """Checks, before anything is built from a config, that there are tensors for what it needs.
+def check_parts(source: Source, layout: Layout, needed: Iterable[str], certain: Shapes,
+                known: Shapes, whole: bool) -> None:
+    """Refuses weights that cannot be those of the config, before anything is built from it.
 
     Args:
-        needed: the names of some tensors of the model's decoder.
-        layout: of the model's files.
-        prefix: what precedes these names in the model.
+        needed: names that must be there.
+        certain: shapes of some tensors, which the weights need not have.
+        known: names and shapes, of which the weights must have one; none = they need not.
+        whole: whether all files will be read, or only those that hold what is needed.
 
     Raises:
-        ValueError: there are none for some; the message names them.
+        ValueError: naming what is missing, or of another shape.
     """
-    check_names({f"{prefix}{name}" for name in needed}, layout.places.keys(), None, "its config")
-
-
-def check_encoder(source: Source, layout: Layout, known: Mapping[str, tuple[int, ...]],
-                  prefix: str) -> None:
-    """Refuses weights that hold no tensor of the encoder, before that is tried and built.
-
-    Args:
-        known: names and shapes of the encoder's tensors, of which a model may have less.
-        prefix: what these names follow in the model, say ``"encoder."``.
-
-    Raises:
-        ValueError: there is none.
-    """
-    files = {layout.places[f"{prefix}{name}"] for name in known
-             if f"{prefix}{name}" in layout.places}
-    for file in sorted(files):
+    names = set(needed)
+    with blamed(source.where(layout.file)):
+        check_names(names, layout.places.keys(), None, "its config")
+    places = layout.places.values() if whole else map(layout.places.__getitem__, names)
+    found = False
+    for file in sorted(set(places)):
         shapes = read_header(source, file, source.get(file), layout.checksums.get(file))
-        if any(shapes.get(f"{prefix}{name}") == shape for name, shape in known.items()):
-            return
-    raise ValueError(f"{source.where(layout.file)}: its tensors are not those of its config: none "
-                     "has the name and shape of a tensor of its encoder")
+        with blamed(source.where(file)):
+            for name in certain.keys() & shapes.keys():
+                check_shape(name, shapes[name], certain[name])
+        found = found or any(shapes.get(name) == shape for name, shape in known.items())
+    if known and not found:
+        raise ValueError(f"{source.where(layout.file)}: its tensors are not those of its config: "
+                         "none has the name and shape of a tensor of its encoder")
 
 
 def check_names(wanted: Set[str], found: Set[str], known: Set[str] | None, by: str) -> None:
@@ -308,8 +303,17 @@ def check_shapes(expected: Mapping[str, Tensor], shapes: Mapping[str, tuple[int,
     """
     check_names(names, shapes.keys(), names, "its index")
     for name in sorted(names & expected.keys()):
-        if shapes[name] != (wanted := tuple(expected[name].shape)):
-            raise ValueError(f"{name!r} has shape {shapes[name]}, its config says {wanted}")
+        check_shape(name, shapes[name], tuple(expected[name].shape))
+
+
+def check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Checks that a tensor has the shape that it should have.
+
+    Raises:
+        ValueError: it has not; the message names the tensor.
+    """
+    if found != wanted:
+        raise ValueError(f"{name!r} has shape {found}, its config says {wanted}")
 
 
 def check_values(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

@@ -17,11 +17,12 @@ import huggingface_hub
 import torch
 from torch import Tensor, nn
 
-from nestedseg.base.errors import choose, nearest, show, whole
+from nestedseg.base.errors import choose, show, whole
 from nestedseg.base.extras import require
 from nestedseg.hub.facts import check_training
 from nestedseg.hub.hub_model import HubModel
 from nestedseg.instances import card
+from nestedseg.instances.arguments import check_numbers
 from nestedseg.models.backbone import FeaturePyramid, PyramidConfig, check_keys, pyramid
 from nestedseg.models.config import SCHEMA_VERSION, migrate
 from nestedseg.topology.graph import MAX_CHANNELS, Graph
@@ -29,21 +30,15 @@ from nestedseg.topology.graph import MAX_CHANNELS, Graph
 if TYPE_CHECKING:
     from torchvision import ops
     from torchvision.models import detection
-    from torchvision.models.detection import anchor_utils, transform
+    from torchvision.models.detection import anchor_utils
 else:
     detection = require("torchvision.models.detection", "detection")
     anchor_utils = require("torchvision.models.detection.anchor_utils", "detection")
-    transform = require("torchvision.models.detection.transform", "detection")
     ops = require("torchvision.ops", "detection")
 
 __all__ = ["Detector", "faster_rcnn", "mask_rcnn", "retinanet"]
 
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
-LISTS = ("image_mean", "image_std", "bbox_reg_weights", "fixed_size")  # arguments that are lists
-MAX_NUMBER = 1e6  # the largest value of a number that is passed on to torchvision
-SIDES = ("min_size", "max_size", "fixed_size")  # arguments that are lengths in pixels
-LONGEST = 16_384  # pixels, that images may be resized to
-MAX_NUMBERS = 32  # the longest list of such numbers
 MAX_SCALE = 1e3  # of anchors
 
 
@@ -125,7 +120,8 @@ def _create(detector: str, topology: str | Path | Mapping[str, Any] | Graph, enc
             classes: int, anchor_scale: float, resize: bool, options: dict[str, Any]) -> Any:
     known = inspect.signature(pyramid).parameters
     arguments = {name: value for name, value in options.items() if name not in known}
-    check_numbers(detector, arguments)  # before the encoder's weights are fetched
+    # before the encoder's weights are fetched
+    check_numbers(DETECTORS[detector], detector, arguments, options.get("in_channels", 3))
     backbone = pyramid(topology, encoder,
                        **{name: options[name] for name in options if name in known})
     config = DetectorConfig(detector, classes, backbone.config, anchor_scale, arguments, resize)
@@ -286,9 +282,10 @@ class DetectorConfig:
     training: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        check_numbers(self.detector, self.arguments)
+        kind = DETECTORS[choose("detector", self.detector, DETECTORS)]
+        check_numbers(kind, self.detector, self.arguments, self.pyramid.encoder.in_channels)
         whole("classes", self.classes, 1, MAX_CHANNELS)
-        if not _is_number(self.anchor_scale) or not 0 < self.anchor_scale <= MAX_SCALE:
+        if type(self.anchor_scale) not in (int, float) or not 0 < self.anchor_scale <= MAX_SCALE:
             raise ValueError(f"anchor_scale must be a number above 0 and at most {MAX_SCALE:g}, "
                              f"got {show(self.anchor_scale)}")
         if self.anchor_scale * self.pyramid.strides[0] < 1:
@@ -314,40 +311,3 @@ class DetectorConfig:
         """The checked configuration in an object that `to_dict` wrote."""
         data = check_keys(cls, migrate(data), "config")
         return cls(**data | {"pyramid": PyramidConfig.from_dict(data["pyramid"])})
-
-
-def check_numbers(detector: str, arguments: Any) -> None:
-    """Checks that arguments are numbers that torchvision's class takes.
-
-    Raises:
-        TypeError: ``arguments`` is not an object.
-        ValueError: an unknown detector or argument, or a value that is not a number in bounds.
-    """
-    kind = DETECTORS[choose("detector", detector, DETECTORS)]
-    if not isinstance(arguments, Mapping):
-        raise TypeError(f"arguments must be an object, got {show(arguments)}")
-    known = sorted(numbers_of(kind))
-    for name, value in arguments.items():
-        if name not in known:
-            raise ValueError(f"unknown number argument {show(name)} of {detector}; "
-                             f"{nearest(name, known)}. For heads of your own, pass "
-                             "nestedseg.pyramid(...) to torchvision's class yourself")
-        several = isinstance(value, (list, tuple)) and 1 <= len(value) <= MAX_NUMBERS
-        if not all(map(_is_number, value if several else [value])):
-            raise ValueError(f"{name} must be a number from 0 to {MAX_NUMBER:g}, or a list of at "
-                             f"most {MAX_NUMBERS}, got {show(value)}")
-        if name in SIDES and not all(1 <= side <= LONGEST for side in (
-                value if several else [value])):
-            raise ValueError(f"{name} must be from 1 to {LONGEST} pixels, got {show(value)}")
-
-
-def numbers_of(kind: type[nn.Module]) -> set[str]:
-    """The names of the number arguments of torchvision's class, and of its image transform."""
-    parameters = [*inspect.signature(kind.__bases__[-1]).parameters.values(),
-                  *inspect.signature(transform.GeneralizedRCNNTransform).parameters.values()]
-    return {each.name for each in parameters
-            if type(each.default) in (int, float) or each.name in LISTS}
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= MAX_NUMBER

@@ -162,18 +162,29 @@ def saved(tmp_path_factory):
     return files
 
 
-def places(tree, path=()):
-    """Every place in a JSON value, but for the root."""
+def paths(tree, path=()):
+    """The path to every place in a JSON value, but for the root."""
     items = tree.items() if isinstance(tree, dict) else \
         enumerate(tree) if isinstance(tree, list) else ()
     for key, value in items:
-        yield tree, key
-        yield from places(value, (*path, key))
+        yield (*path, key)
+        yield from paths(value, (*path, key))
+
+
+def at(tree, path):
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def places(tree):
+    """Every place in a JSON value, as what holds it and its key there."""
+    return [(at(tree, path[:-1]), path[-1]) for path in paths(tree)]
 
 
 def change_tree(tree, rng):
     """Changes one place in a JSON value."""
-    parent, key = rng.choice(list(places(tree)))
+    parent, key = rng.choice(places(tree))
     value = parent[key]
     how = rng.choice(["junk", "junk", "number", "away", "twin", "other", "new", "likely", "likely"])
     if how == "number" and type(value) in (int, float):
@@ -188,7 +199,7 @@ def change_tree(tree, rng):
     elif how == "twin" and isinstance(parent, list):
         parent.append(copy.deepcopy(value))
     elif how == "other":
-        other, name = rng.choice(list(places(tree)))
+        other, name = rng.choice(places(tree))
         parent[key] = copy.deepcopy(other[name])
     elif how == "new" and isinstance(parent, dict):
         parent[rng.choice(["x", "x9_9", "channels", "head_x0_1", key + "x"])] = copy.deepcopy(value)
@@ -298,7 +309,8 @@ def run(model):
             assert model(x).shape == (2, config["classes"], *size)
         else:
             channels = model.config["pyramid"]["encoder"]["in_channels"]
-            model([torch.zeros(channels, 20, 24, dtype=dtype)])
+            # a square one: of a longer one, `max_size` of one pixel leaves nothing
+            model([torch.zeros(channels, 24, 24, dtype=dtype)])
 
 
 def check_load(files, folder, case):
@@ -341,6 +353,31 @@ def test_damaged_models_are_refused_or_work(saved, tmp_path, kind):
 def test_many_damaged_models_are_refused_or_work(saved, tmp_path, kind):
     outcomes = fuzz_loads(saved, tmp_path, kind, range(FEW, MANY))
     assert {*outcomes} == {"refused", "works"}  # and the damage is not always too much
+
+
+def sweep(saved, tmp_path, kind, numbers=None):
+    """Puts every junk and likely value into every place of a config; ``numbers`` are of cases."""
+    files = saved(kind)
+    config = json.loads(files[CONFIG])
+    cases = [(path, value) for path in paths(config) for value in
+             [*JUNK, *LIKELY.get(path[-1], [])]]
+    for number in range(len(cases)) if numbers is None else numbers:
+        path, value = cases[number % len(cases)]
+        changed = copy.deepcopy(config)
+        at(changed, path[:-1])[path[-1]] = copy.deepcopy(value)
+        check_load(files | {CONFIG: json.dumps(changed).encode()}, tmp_path,
+                   f"{kind}: {str(value)[:100]} at {path}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_places_of_a_config_take_no_junk(saved, tmp_path, kind):
+    sweep(saved, tmp_path, kind, range(0, 30 * 97, 97))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_place_of_a_config_takes_no_junk(saved, tmp_path, kind):
+    sweep(saved, tmp_path, kind)
 
 
 # -- create ----------------------------------------------------------------------------------------

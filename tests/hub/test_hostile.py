@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import math
 import os
 import resource
 import socket
@@ -17,6 +18,8 @@ import torch
 from hub_server import HubServer, use_server
 
 import nestedseg
+from nestedseg import models
+from nestedseg.decoder.meta import own_tensors
 from nestedseg.hub.client import HubError
 
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -303,6 +306,85 @@ def test_an_encoder_that_is_not_in_the_weights_is_not_tried(folder, name, tensor
     index["weight_map"][f"encoder.model.{tensor}"] = SECOND
     (folder / INDEX).write_text(json.dumps(index))
     refused(folder, "of a tensor of its encoder")
+
+
+def write_sparse(folder, model, wrong=None):
+    """Saves a model that has no memory. The weights are a hole in the file, behind their header.
+
+    Args:
+        wrong: the name of the tensor that is one longer than it should be.
+    """
+    header, end = {}, 0
+    for name, tensor in own_tensors(model).items():
+        shape = [*tensor.shape]
+        if name == wrong:
+            shape[0] += 1
+        size = math.prod(shape) * tensor.element_size()
+        header[name] = {"dtype": {torch.float32: "F32", torch.int64: "I64"}[tensor.dtype],
+                        "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with (folder / WEIGHTS).open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    (folder / CONFIG).write_text(json.dumps(
+        {"nestedseg_version": nestedseg.__version__, **model.config}))
+
+
+def last_of(model, beginnings):
+    """The name of its last tensor of those whose names begin so, but for counts of batches."""
+    return [name for name, tensor in own_tensors(model).items()
+            if name.startswith(beginnings) and tensor.dim()][-1]
+
+
+LARGE = [("convnext_base", {"stem": True}), ("resnet50", {"in_channels": 5}),
+         *(pytest.param(*each, marks=pytest.mark.slow) for each in [
+             ("convnext_xxlarge", {}), ("efficientnet_b7", {}), ("sequencer2d_s", {"depth": 1}),
+             ("eva_giant_patch14_224", {"image_size": (448, 448)})])]
+
+
+@pytest.mark.parametrize(("name", "options"), LARGE)
+def test_one_wrong_shape_is_found_before_the_encoder_is_tried(tmp_path, name, options, monkeypatch):
+    with torch.device("meta"):
+        model = nestedseg.create("unet", name, **{"depth": 3} | options)
+    monkeypatch.setattr(models.network, "describe_encoder", None)
+    for part in (("encoder.model.", "encoder.body.model."), "decoder.x0_", "decoder.head"):
+        wrong = last_of(model, part)
+        write_sparse(tmp_path, model, wrong)
+        refused(tmp_path, repr(wrong))
+
+
+def test_a_shape_of_a_detector_is_found_before_its_encoder_is_tried(tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")
+    from nestedseg.instances.detectors import retinanet
+    with torch.device("meta"):
+        model = retinanet("fpn", "resnet50", out_channels=8)
+    monkeypatch.setattr(models.backbone, "describe_encoder", None)
+    for part in ("backbone.encoder.model.", "backbone.decoder."):
+        wrong = last_of(model, part)
+        write_sparse(tmp_path, model, wrong)
+        refused(tmp_path, repr(wrong))
+
+
+@pytest.mark.parametrize("tensors", [{}, {"encoder.stem.0.conv1.weight": torch.zeros(1)},
+                                     {"encoder.body.model.x": torch.zeros(1)}])
+def test_behind_a_stem_there_is_the_encoder(tmp_path, tensors):
+    """`sequencer2d_s` takes ten seconds to be tried."""
+    model = nestedseg.create("unet", encoder_channels=(4, 6, 8))
+    (tmp_path / CONFIG).write_text(json.dumps(
+        {"nestedseg_version": nestedseg.__version__, **model.config,
+         "encoder": "sequencer2d_s", "encoder_channels": None, "stem": True}))
+    decoder = {name: value for name, value in model.state_dict().items()
+               if name.startswith("decoder.")}
+    safetensors.torch.save_file(decoder | tensors, tmp_path / WEIGHTS)
+    refused(tmp_path, "of a tensor of its encoder")
+
+
+def test_a_model_that_only_has_a_stem_is_loaded(tmp_path):
+    model = nestedseg.create("unet", "test_convnext", stem=True, depth=1)
+    assert not any("body" in name for name in model.state_dict())
+    model.save_pretrained(tmp_path)
+    assert nestedseg.from_pretrained(tmp_path).config == model.config
 
 
 def test_an_image_size_of_an_encoder_of_any_size(tmp_path):

@@ -228,7 +228,7 @@ HOSTILE = {
     "an argument that is text": (edit("arguments", "min_size", value="64"), "min_size"),
     "a huge argument": (edit("arguments", "min_size", value=10**12), "min_size"),
     "a negative argument": (edit("arguments", "min_size", value=-1), "min_size"),
-    **{f"{name} of {value}": (edit("arguments", name, value=value), f"{name} must be from 1")
+    **{f"{name} of {value}": (edit("arguments", name, value=value), f"{name} must be a number")
        for name in ("min_size", "max_size") for value in (0, 0.5, 10**6, [0, 800])},
     "a long list": (edit("arguments", "image_mean", value=[0.5] * 99), "image_mean"),
     "huge classes": (edit("classes", value=10**9), "classes"),

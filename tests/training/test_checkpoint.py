@@ -65,6 +65,8 @@ DAMAGES = {
     "a folder": lambda path: (path.unlink(), path.mkdir()),
     "a device": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
     "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "sparse": lambda path: os.truncate(path, 2 ** 40),
+    "sparse zeros": lambda path: (path.write_bytes(b""), os.truncate(path, 2 ** 40)),
     **{f"no {part}": without(part) for part in checkpoint.PARTS},
     **{f"{part} is a number": changed(part, 5) for part in checkpoint.PARTS if part != "scaler"},
     "the model of another": changed("model", {"weight": torch.zeros(2)}),

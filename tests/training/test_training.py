@@ -174,7 +174,7 @@ def launched_by_accelerate(work, command, output):
               "1", "--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no",
               "--main_process_port", "0", "-m", "nestedseg"]
     return subprocess.run([*launch, *command], check=True, timeout=120, text=True,
-                          stdout=subprocess.PIPE,
+                          capture_output=True,
                           env=os.environ | {"ACCELERATE_USE_CPU": "true"}).stdout
 
 
@@ -198,7 +198,6 @@ def refused(command):
         return 0 if main(command) == 2 else 1
 
 
-@pytest.mark.slow
 def test_two_processes_both_hear_that_another_training_has_the_folder(tmp_path, folder):
     run = tmp_path / "run"
     run.mkdir()
@@ -207,6 +206,15 @@ def test_two_processes_both_hear_that_another_training_has_the_folder(tmp_path, 
                                    output=tmp_path / "printed")
     assert printed.count(f"is in use by process {os.getpid()} on ") == 2
     assert not (run / "checkpoint.pt").exists()
+
+
+@pytest.mark.slow
+def test_what_accelerate_launches_hears_it_too(tmp_path, folder):
+    run = tmp_path / "run"
+    run.mkdir()
+    with locked(run, 0, ""), pytest.raises(subprocess.CalledProcessError) as failed:
+        launched_by_accelerate(main, train_command(folder, run, "--batch", "2"), tmp_path)
+    assert failed.value.stderr.count(f"is in use by process {os.getpid()} on ") == 2
 
 
 def test_a_killed_run_resumes_to_the_same_numbers(tmp_path, folder, capsys):
