@@ -22,6 +22,7 @@ from nestedseg.data.labels import LOSSY, VOID, make_rules
 from nestedseg.data.preprocessing import Moments, missing, scale
 from nestedseg.data.source import Source, blocks
 
+SHOWN = 1024  # pixels along each axis, of a part that a report shows
 KEEP_BYTES = 2 * 2**30  # of decoded images kept in memory, without a cache
 OPEN = {2: images.open_image_pair, 3: volumes.open_volume_pair}
 
@@ -127,6 +128,17 @@ class LabelledImages:
             image, label = (_squeezed(each.read(window)) for each in self._files[index])
             target = self.class_indices(label, self.pairs[index], checked=True)
             return image, self._mark(target, image, index)
+
+    def middle(self, index: int, side: int = SHOWN) -> tuple[np.ndarray, np.ndarray]:
+        """The middle part of an image, for pictures of a report, and its class indices.
+
+        Args:
+            index: of the image.
+            side: how long the part is at most along each axis, in pixels.
+        """
+        starts = [max(0, length - side) // 2 for length in self.shapes[index]]
+        return self.read(index, [slice(start, min(start + side, length))
+                                 for start, length in zip(starts, self.shapes[index])])
 
     def nodata_of(self, index: int) -> float | None:
         """The value of pixels that were not measured; ``None`` = there is none.

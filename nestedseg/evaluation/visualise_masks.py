@@ -37,9 +37,8 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     Of several channels the first three are shown, and of two the first; what was not measured is
     black.
     """
-    values = to_unit(image)
-    values = values if values.ndim == 3 else values[..., None]
-    values = values[..., :3] if values.shape[-1] > 2 else values[..., :1]
+    image = image if image.ndim == 3 else image[..., None]
+    values = to_unit(image[..., :3] if image.shape[-1] > 2 else image[..., :1])
     low, high = np.nanpercentile(values, (0.5, 99.8))
     values = np.nan_to_num(np.clip((values - low) / max(high - low, 1e-6), 0, 1))
     return np.broadcast_to(np.round(255 * values), (*image.shape[:2], 3)).astype(np.uint8)

@@ -101,7 +101,7 @@ def write_cases(cases: Sequence[CaseScore], path: Path, tolerance: float = TOLER
 
 def draw_overlay(model: SegmentationModel, images: LabelledImages, path: Path) -> None:
     """Draws image, truth and each depth's prediction side by side, for a few images, as a PNG."""
-    rows = [_panels(model, *images[index], images.pairs[index].image.name)
+    rows = [_panels(model, *images.middle(index), images.pairs[index].image.name)
             for index in shown(images)]
     draw_panels(rows, path, _legend(model, images))
 
