@@ -141,6 +141,10 @@ def _choose_work(args: argparse.Namespace, models: Sequence[Any], paths: Sequenc
         if dims == 3 or first.task == "multilabel":
             raise ValueError("--polygons is for images whose pixels have one class")
     if dims == 3:
+        if first.task == "multilabel":
+            raise ValueError("the mask of a volume has one class for each voxel, but the classes "
+                             f"of {args.model[0]} overlap; use nestedseg.prediction."
+                             "predict_volume from Python, which gives the probabilities")
         if args.format not in (None, "nifti", "npy", "tif"):
             raise ValueError(f"--format {args.format} is for images; the mask of a volume has the "
                              "format of the volume")

@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 
 def ome_zarr(path, array, axes, scale=None, version="0.4"):
     """Writes an OME-Zarr image with a smaller copy of itself, as its specification says."""
-    zarr = pytest.importorskip("zarr")
+    zarr = pytest.importorskip("zarr", "3")
     group = zarr.open_group(str(path), mode="w", zarr_format=2 if version == "0.4" else 3)
     for level, part in enumerate((array, array[..., ::2, ::2])):
         stored = group.create_array(str(level), shape=part.shape, dtype=part.dtype,
