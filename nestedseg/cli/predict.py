@@ -237,7 +237,7 @@ class _Pictures(_Work):
                 classes = self._classes(scores)
                 write(self._marked(classes, source, rows))
                 write_scores(scores)
-                small.append(shrink(classes, rows.start, step).copy())
+                small.append(shrink(classes, rows.start, step))
                 bar.update((rows.stop - rows.start) * source.shape[1])
         if not self.args.no_overlay:
             picture = read_small(source, step, blocks(source.shape, SHRUNK))

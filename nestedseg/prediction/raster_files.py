@@ -233,7 +233,7 @@ def shrink(rows: np.ndarray, start: int, step: int) -> np.ndarray:
         start: the number of the first of them.
         step: 1 = all.
     """
-    return rows[-start % step::step, ::step]
+    return rows[-start % step::step, ::step].copy()  # a view would keep all rows in memory
 
 
 def read_small(source: Source, step: int, windows: Iterator[Sequence[slice]]) -> np.ndarray:

@@ -16,7 +16,7 @@ from PIL import Image
 
 import nestedseg
 from nestedseg.cli import main
-from nestedseg.data import read_image, synthetic_nuclei
+from nestedseg.data import read_image, read_label, synthetic_nuclei
 from nestedseg.hub.card import MARK
 from nestedseg.prediction.predict import predict_image, to_mask
 
@@ -104,8 +104,8 @@ def test_a_run_becomes_a_repo_that_predicts(run, folder, server, tmp_path, capsy
     assert sorted(server.downloads()) == ["config.json", "model-00001-of-00002.safetensors", INDEX]
     model = nestedseg.from_pretrained(run / "model", 1)
     for path in (folder / "images").iterdir():
-        mask = 255 * to_mask(predict_image(model, read_image(path)), "binary")
-        np.testing.assert_array_equal(read_image(tmp_path / "out/masks" / path.name), mask)
+        mask = to_mask(predict_image(model, read_image(path)), "binary")
+        np.testing.assert_array_equal(read_label(tmp_path / "out/masks" / path.name), mask)
 
 
 def test_a_dry_run_writes_what_would_be_pushed(run, server, tmp_path, capsys):
