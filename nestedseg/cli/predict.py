@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from nestedseg.instances.detectors import Detector
 
 MAX_INSTANCES = 65_535  # that a 16-bit map can number
-OVERLAY = 2048  # the longest side of an overlay, in pixels
+OVERLAY = 1536  # the longest side of an overlay, in pixels
 SHRUNK = 2**21  # pixels that are read at once for it
 NUMBERS = ("uint8", "uint16", "float16")  # of probabilities
 
