@@ -33,11 +33,12 @@ from nestedseg.instances.prediction import SCORE, check_finds_instances, predict
 from nestedseg.models.model import SegmentationModel
 from nestedseg.prediction import to_mask
 from nestedseg.prediction.polygons import check_polygons, write_polygons
-from nestedseg.prediction.predict import check_together, predict_source
+from nestedseg.prediction.predict import check_together, nodata_for, predict_source
 from nestedseg.prediction.raster_files import (
     SUFFIXES,
     VOID,
     Raster,
+    check_format,
     is_georeferenced,
     new_raster,
     quantise,
@@ -202,6 +203,9 @@ class _Pictures(_Work):
         self.probabilities = args.out / "probabilities"
         self.classes = max(2, self.model.classes)  # that a mask may have
         self.warned = False
+        if args.probabilities:  # reported before a file is read
+            check_format(self._number_format, Raster((1, 1), np.dtype(args.probabilities),
+                                                     self.model.classes))
 
     @property
     def folders(self) -> list[Path]:
@@ -253,14 +257,19 @@ class _Pictures(_Work):
         several = self.model.task == "multilabel"
         palette = None if several else np.vstack([[(0, 0, 0)], colours_of(self.classes - 1)])
         return Raster(source.shape, np.dtype(np.uint8), self.model.classes if several else 1,
-                      palette, source)
+                      palette, source, self._marks(source))
+
+    def _marks(self, source: Source) -> bool:
+        """Whether the mask says which pixels were not measured: a GeoTIFF can."""
+        unknown = nodata_for(self.model, source) is not None or source.dtype.kind == "f"
+        return self.format == "geotiff" and unknown and self.model.task != "multilabel"
 
     def _marked(self, classes: np.ndarray, source: Source, rows: slice) -> np.ndarray:
-        """A GeoTIFF says which pixels were not measured."""
-        if self.format != "geotiff" or source.nodata is None or classes.ndim > 2:
+        """The classes, with `VOID` for pixels that were not measured, if the mask says it."""
+        if not self._marks(source):
             return classes
-        gone = missing(
-            source.read((rows, slice(0, source.shape[1]))), source.nodata)
+        gone = missing(source.read((rows, slice(0, source.shape[1]))),
+                       nodata_for(self.model, source))
         return classes if gone is None else np.where(gone.all(-1), np.uint8(VOID), classes)
 
     @contextmanager

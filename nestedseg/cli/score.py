@@ -15,9 +15,11 @@ from torch.nn import functional as F
 from nestedseg.base.errors import blamed
 from nestedseg.base.extras import require
 from nestedseg.cli.labels import add_label_options, label_options, names_of
-from nestedseg.data import Pair, find_pairs, open_image, open_volume, spatial_axes
+from nestedseg.data import Pair, find_pairs, open_image, spatial_axes
+from nestedseg.data.labelled import is_lossy, squeezed
 from nestedseg.data.labels import VOID, LabelRules, make_rules, one_channel, whole_numbers
 from nestedseg.data.source import Source, blocks, by
+from nestedseg.data.volumes import open_volume_pair
 from nestedseg.evaluation.metrics import SegmentationScores
 from nestedseg.models.targets import choose_task
 
@@ -51,16 +53,15 @@ def _default_names(classes: int) -> list[str]:
 
 def _compared(pair: Pair, dims: int, rules: LabelRules) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The class indices of a mask and of its label, block by block."""
-    mask, label = (_open(path, dims) for path in (pair.image, pair.label_file))
-    if mask.shape != label.shape:
-        raise ValueError(f"the mask {pair.image} is {by(mask.shape)}, but the label "
-                         f"{pair.label_file} is {by(label.shape)}")
+    mask, label = _open(pair, dims)
+    with blamed(f"the label {pair.label_file}"):
+        for window in blocks(label.shape):
+            rules.indices(squeezed(label.read(window)), dims, is_lossy(pair))
     for window in blocks(mask.shape, PIXELS):
         with blamed(f"the mask {pair.image}"):
-            found = whole_numbers(one_channel(mask.read(window), dims))
-            found = found.astype(np.int64)
+            found = whole_numbers(one_channel(mask.read(window), dims)).astype(np.int64)
         with blamed(f"the label {pair.label_file}"):
-            truth = rules.indices(_squeezed(label.read(window)), dims).astype(np.int64)
+            truth = rules.indices(squeezed(label.read(window)), dims, checked=True).astype(np.int64)
         if mask.nodata is not None:  # of a GeoTIFF: pixels that were not measured
             truth[found == mask.nodata] = VOID
             found[found == mask.nodata] = 0
@@ -69,12 +70,19 @@ def _compared(pair: Pair, dims: int, rules: LabelRules) -> Iterator[tuple[np.nda
         yield found, truth
 
 
-def _squeezed(pixels: np.ndarray) -> np.ndarray:
-    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+def _open(pair: Pair, dims: int) -> tuple[Source, Source]:
+    """A mask and its label.
 
-
-def _open(path: Path, dims: int) -> Source:
-    return open_image(path, indexed=True) if dims == 2 else open_volume(path)
+    Raises:
+        ValueError: they have another size, or as volumes another place.
+    """
+    if dims == 3:
+        return open_volume_pair(pair)[:2]
+    mask, label = (open_image(path, indexed=True) for path in (pair.image, pair.label_file))
+    if mask.shape != label.shape:
+        raise ValueError(f"the mask {pair.image} is {by(mask.shape)}, but the label "
+                         f"{pair.label_file} is {by(label.shape)}")
+    return mask, label
 
 
 def _check_classes(found: np.ndarray, rules: LabelRules) -> None:

@@ -116,7 +116,8 @@ def _create_for(args: argparse.Namespace, topology: str, images: LabelledImages,
                              task="multilabel" if images.rules.multilabel else None, **options)
     intensity = choose_range(args, images, known)
     if known:
-        model.set_preprocessing(**intensity)
+        own = {} if images.nodata is None else {"nodata": images.nodata}
+        model.set_preprocessing(**intensity, **own)
     else:
         model.set_preprocessing(**images.preprocessing(args.standardise, **intensity))
     return model

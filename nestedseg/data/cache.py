@@ -18,8 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from nestedseg.data.files import known_suffix
 from nestedseg.data.layouts.drawing import Drawn
+from nestedseg.data.medical import detached
 from nestedseg.data.source import Source, blocks, whole
+from nestedseg.data.volumes import MASK_OF
 
 MOST_BYTES = 64 * 2**30  # that a cache takes by default, and never more than half of what is free
 ABANDONED = 3600  # seconds after which an unfinished entry belongs to a process that was killed
@@ -75,8 +78,7 @@ class Cache:
             suffix: of the entry.
         """
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
-                 for folder in paths
-                 for path in (sorted(folder.iterdir()) if folder.is_dir() else [folder])]
+                 for given in paths for path in parts_of(given)]
         key = json.dumps([stats, [repr(fact) for fact in facts]])
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{suffix}"
 
@@ -153,6 +155,15 @@ class Cache:
                 path.unlink(missing_ok=True)
                 taken -= stat.st_size
         return taken + size <= self.most_bytes and shutil.disk_usage(self.folder).free > 2 * size
+
+
+def parts_of(path: Path) -> list[Path]:
+    """All files on which the numbers of one depend: those in a folder, such as DICOM slices and the
+    chunks of a Zarr array, and the voxels that a header leads to."""
+    if path.is_dir():
+        return sorted(each for each in path.rglob("*") if each.is_file())
+    voxels = detached(path) if known_suffix(path) in MASK_OF else None
+    return [path, *([voxels] if voxels is not None and voxels.is_file() else [])]
 
 
 class _Part:

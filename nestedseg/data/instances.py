@@ -57,8 +57,15 @@ class LabelledInstances(LabelledImages):
                 check_objects(numbers, cures=CURES)
             return renumber(numbers)
 
-    def _mark(self, target: np.ndarray, image: np.ndarray, index: int) -> np.ndarray:
-        return target  # pixels that were not measured belong to no instance
+    def mark(self, target: np.ndarray, image: np.ndarray, index: int) -> np.ndarray:
+        """The instances as they are: pixels that were not measured belong to none.
+
+        Args:
+            target: the instance map.
+            image: see `LabelledImages.mark`.
+            index: see `LabelledImages.mark`.
+        """
+        return target
 
 
 class InstancePatches(Dataset[tuple[Tensor, dict[str, Tensor]]]):

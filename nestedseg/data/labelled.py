@@ -125,9 +125,9 @@ class LabelledImages:
         if kept is not None:
             return kept[0][tuple(window)], kept[1][tuple(window)]
         with self._naming(index):
-            image, label = (_squeezed(each.read(window)) for each in self._files[index])
+            image, label = (squeezed(each.read(window)) for each in self._files[index])
             target = self.class_indices(label, self.pairs[index], checked=True)
-            return image, self._mark(target, image, index)
+            return image, self.mark(target, image, index)
 
     def middle(self, index: int, side: int = SHOWN) -> tuple[np.ndarray, np.ndarray]:
         """The middle part of an image, for pictures of a report, and its class indices.
@@ -296,7 +296,7 @@ class LabelledImages:
         if self.spacing is not None:
             label = volumes.open_volume(pair.label_file)
         for window in blocks(label.shape):
-            self.class_indices(_squeezed(label.read(window)), pair, checked=drawn)
+            self.class_indices(squeezed(label.read(window)), pair, checked=drawn)
 
     def _keep(self, index: int) -> None:
         """Keeps an image in memory, decoded, if there is room for it."""
@@ -307,8 +307,14 @@ class LabelledImages:
             self._room -= sum(each.nbytes for each in pixels)
             self._kept[index] = pixels
 
-    def _mark(self, target: np.ndarray, image: np.ndarray, index: int) -> np.ndarray:
-        """The class indices, with `VOID` for pixels of which no channel was measured."""
+    def mark(self, target: np.ndarray, image: np.ndarray, index: int) -> np.ndarray:
+        """The class indices, with -1 for pixels of which no channel was measured.
+
+        Args:
+            target: the class indices, which are changed.
+            image: the same part of the image.
+            index: of the image.
+        """
         gone = missing(image.reshape(*image.shape[:self.dims], -1), self.nodata_of(index))
         if gone is not None:
             target[gone.all(-1)] = VOID
@@ -350,7 +356,7 @@ class _Passes(Dataset[Findings]):
         return self.images._examine(index)
 
 
-def _squeezed(pixels: np.ndarray) -> np.ndarray:
+def squeezed(pixels: np.ndarray) -> np.ndarray:
     """Without the axis of channels, if there is one channel."""
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 

@@ -137,11 +137,21 @@ def write_itk(path: Path, mask: np.ndarray, like: Path) -> None:
 
 def _check_detached(path: Path) -> None:
     """Checks that a header leads to no file outside of its folder."""
-    with path.open("rb") as file:
-        found = DETACHED.search(BLANK.split(file.read(HEADER))[0])
-    name = found.group(1).decode("utf-8", "replace") if found else "LOCAL"
+    name = _detached_name(path)
     if name.upper().startswith("LIST") or set(name) & set("/\\%") or name.startswith(".."):
         raise ValueError(f"its voxels are in {show(name)}; expected one file in the same folder")
+
+
+def detached(path: Path) -> Path | None:
+    """The file of the voxels that a header leads to; ``None`` = they follow the header."""
+    name = _detached_name(path)
+    return None if name.upper() == "LOCAL" else path.with_name(Path(name).name)
+
+
+def _detached_name(path: Path) -> str:
+    with path.open("rb") as file:
+        found = DETACHED.search(BLANK.split(file.read(HEADER))[0])
+    return found.group(1).decode("utf-8", "replace") if found else "LOCAL"
 
 
 # -- slices ---------------------------------------------------------------------------------------

@@ -59,8 +59,8 @@ def score_cases(model: SegmentationModel, images: LabelledImages,
 def open_case(images: LabelledImages, index: int) -> tuple[Volume, np.ndarray]:
     """Opens a volume and reads its class indices, both on the volume's own grid."""
     pair = images.pairs[index]
-    label = open_volume(pair.label_file).class_indices()
-    return open_volume(pair.image), images.class_indices(label, pair)
+    volume, label = open_volume(pair.image), open_volume(pair.label_file).class_indices()
+    return volume, images.mark(images.class_indices(label, pair), volume.read(), index)
 
 
 def score_case(name: str, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float],

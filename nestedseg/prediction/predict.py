@@ -131,11 +131,20 @@ def check_together(models: Sequence[SegmentationModel]) -> SegmentationModel:
     for other in models[1:]:
         for what, a, b in (*((key, first.config[key], other.config[key]) for key in
                              ("classes", "task", "dims", "class_names")),
-                           ("spacing", *(each.preprocessing.get("spacing")
-                                         for each in (first, other)))):
+                           *((key, first.preprocessing.get(key), other.preprocessing.get(key))
+                             for key in ("spacing", "nodata"))):
             if a != b:
                 raise ValueError(f"the models cannot be averaged: their {what} are {a} and {b}")
     return first
+
+
+def nodata_for(model: SegmentationModel, source: Source) -> float | None:
+    """The value of pixels that were not measured: the model's, otherwise what the file says.
+
+    Training takes them in the same order, see ``nodata`` of `nestedseg.data.LabelledImages`.
+    """
+    own = model.preprocessing.get("nodata")
+    return source.nodata if own is None else own
 
 
 def _predict(models: Sequence[SegmentationModel], source: Source,
@@ -145,7 +154,7 @@ def _predict(models: Sequence[SegmentationModel], source: Source,
         model.eval()
     first = models[0]
     window = default_window(first, source.shape) if window is None else window
-    nodata = first.preprocessing.get("nodata") if source.nodata is None else source.nodata
+    nodata = nodata_for(first, source)
     moments = _moments(source, nodata) if any(each.preprocessing.get("standardise")
                                               for each in models) else None
     latest: tuple[slice, np.ndarray] | None = None

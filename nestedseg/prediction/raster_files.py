@@ -37,6 +37,7 @@ class Raster(NamedTuple):
         channels: of each pixel.
         palette: ``(entries, 3)`` uint8, the colours of the numbers; ``None`` = grey.
         like: the image that it belongs to, whose place on the Earth a GeoTIFF gets.
+        void: whether `VOID` marks pixels that were not measured, which only a GeoTIFF can say.
     """
 
     shape: tuple[int, ...]
@@ -44,6 +45,7 @@ class Raster(NamedTuple):
     channels: int = 1
     palette: np.ndarray | None = None
     like: Source | None = None
+    void: bool = False
 
 
 @contextmanager
@@ -78,6 +80,12 @@ def check_format(format: str, raster: Raster) -> None:
     if format == "png" and (raster.channels > 1 or raster.dtype not in (np.uint8, np.uint16)):
         raise ValueError(f"PNG has no room for {raster.channels} channels of {raster.dtype}; use "
                          "--format tif or npy")
+    if format == "geotiff" and raster.dtype == np.float16:
+        raise ValueError("a GeoTIFF has no room for float16; use --probabilities uint8 or uint16, "
+                         "or --format tif or npy")
+    if raster.void and raster.palette is not None and len(raster.palette) > VOID:
+        raise ValueError(f"{len(raster.palette)} classes leave no number for pixels that were not "
+                         f"measured, which are {VOID} in a GeoTIFF; use --format tif")
     if format == "geotiff" and getattr(raster.like, "orientation", 1) != 1:
         raise ValueError(f"{raster.like.path if raster.like else ''} is displayed in another "
                          "orientation than it is stored, which a GeoTIFF cannot have; use "
@@ -172,11 +180,9 @@ def _tiles(bare: Path, raster: Raster) -> Iterator[np.ndarray]:
 def _geotiff(path: Path, raster: Raster) -> Iterator[Write]:
     rasterio = require("rasterio", "geo")
     place = place_of(raster.like) if raster.like is not None else {}
-    marked = raster.like is not None and raster.like.nodata is not None \
-        and raster.dtype == np.uint8 and raster.palette is not None
     with rasterio.open(path, "w", "GTiff", raster.shape[1], raster.shape[0], raster.channels,
                        dtype=raster.dtype.name, tiled=True, blockxsize=TILE, blockysize=TILE,
-                       compress="deflate", bigtiff="IF_SAFER", nodata=VOID if marked else None,
+                       compress="deflate", bigtiff="IF_SAFER", nodata=VOID if raster.void else None,
                        **place) as file:
         if raster.palette is not None:
             file.write_colormap(1, {index: (*map(int, colour), 255)

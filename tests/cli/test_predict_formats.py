@@ -137,6 +137,42 @@ def test_polygons_cover_the_pixels_of_their_classes(suffix, tmp_path, capsys):
         np.testing.assert_array_equal(painted == 1, mask == index)
 
 
+@pytest.mark.parametrize("own, gone", [(None, slice(0, 7)), (9, slice(20, 31))])
+def test_the_models_value_for_nothing_measured_goes_before_the_files(own, gone, tmp_path):
+    rasterio = geo_images(tmp_path / "images")
+    with rasterio.open(tmp_path / "images/a.tif", "r+") as file:
+        pixels = file.read()
+        pixels[:, :, 20:31] = 9
+        file.write(pixels)
+    model = make_model(tmp_path / "model")
+    model.set_preprocessing(nodata=own)
+    model.save_pretrained(tmp_path / "model")
+    assert predict(tmp_path, "--format", "geotiff", "--probabilities", "uint16") == 0
+    with rasterio.open(tmp_path / "out/masks/a.tif") as file:
+        void = file.read(1) == 255
+    assert void[:, gone].all() and void.sum() == void[:, gone].size
+    x = nestedseg.preprocess(pixels.transpose(1, 2, 0), model, nodata=0 if own is None else own)
+    with torch.no_grad():
+        expected = model(x).softmax(1)[0].permute(1, 2, 0)
+    found = open_image(tmp_path / "out/probabilities/a.tif").read()
+    np.testing.assert_allclose(found / 65535, expected, atol=0.002)
+
+
+def test_nan_pixels_are_marked_and_256_classes_leave_no_number_for_them(tmp_path, capsys):
+    rasterio = geo_images(tmp_path / "images")
+    pixels = RNG.random((3, 20, 30)).astype(np.float32)
+    pixels[:, 4:9] = np.nan
+    with rasterio.open(tmp_path / "images/a.tif", "w", "GTiff", 30, 20, 3, dtype="float32") as file:
+        file.write(pixels)
+    make_model(tmp_path / "model")
+    assert predict(tmp_path, "--format", "geotiff") == 0
+    with rasterio.open(tmp_path / "out/masks/a.tif") as file:
+        np.testing.assert_array_equal(file.read(1) == 255, np.isnan(pixels[0]))
+    make_model(tmp_path / "many", classes=256)
+    assert predict(tmp_path, "--format", "geotiff", models=("many",), out="m") == 1
+    assert "256 classes leave no number" in capsys.readouterr().err
+
+
 def test_what_a_mask_loses_is_said(tmp_path, capsys):
     geo_images(tmp_path / "images")
     make_model(tmp_path / "model")
@@ -146,6 +182,7 @@ def test_what_a_mask_loses_is_said(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options, message", [
+    (["--format", "geotiff", "--probabilities", "float16"], "no room for float16"),
     (["--polygons", "a.shp"], "--polygons writes .geojson"),
     (["--format", "nifti"], "for volumes"),
     (["--instances", "--tta"], "--tta is for masks"),
@@ -206,3 +243,35 @@ def test_a_mask_that_is_none_is_named(tmp_path, capsys):
     assert main(["score", str(tmp_path / "masks"), str(tmp_path / "labels")]) == 2
     assert "masks/a.png: it has values from 9 to 9; expected class indices" \
         in capsys.readouterr().err
+
+
+def test_large_labels_of_instances_are_checked_as_a_whole(tmp_path):
+    label = np.zeros((1200, 1000), np.uint16)
+    label[100:200, 100:200], label[1046:1150, 300:500] = 1, 2  # cut by a block
+    label[1046:1150, 500:600] = 3
+    for folder, pixels in (("masks", (label > 0).astype(np.uint8)), ("labels", label)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pixels).save(tmp_path / folder / "a.png")
+    assert main(["score", str(tmp_path / "masks"), str(tmp_path / "labels"), "--binary", "--json",
+                 str(tmp_path / "s.json")]) == 0
+    assert json.loads((tmp_path / "s.json").read_text())["iou"]["mean"] == 1
+
+
+def test_a_jpeg_of_class_indices_is_no_label(tmp_path, capsys):
+    for folder, suffix in (("masks", "png"), ("labels", "jpg")):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.ones((16, 16), np.uint8)).save(tmp_path / folder / f"a.{suffix}")
+    assert main(["score", str(tmp_path / "masks"), str(tmp_path / "labels"), "--classes", "3"]) == 2
+    assert "labels/a.jpg: it is a JPEG" in capsys.readouterr().err
+
+
+def test_volumes_at_other_places_are_not_compared(tmp_path, capsys):
+    nibabel = pytest.importorskip("nibabel")
+    for folder, shift in (("masks", 0), ("labels", 30)):
+        (tmp_path / folder).mkdir()
+        affine = np.eye(4)
+        affine[0, 3] = shift
+        nibabel.Nifti1Image(np.ones((4, 5, 6), np.uint8), affine).to_filename(
+            tmp_path / folder / "a.nii.gz")
+    assert main(["score", str(tmp_path / "masks"), str(tmp_path / "labels")]) == 2
+    assert "are at different places" in capsys.readouterr().err

@@ -213,3 +213,25 @@ def test_findings_survive_a_file(tmp_path):
     loaded = Findings.load(tmp_path / "a.npz")
     assert all(np.array_equal(a, b) for a, b in zip(vars(found).values(), vars(loaded).values()))
     assert Findings.load(tmp_path / "none.npz") is None
+
+
+def test_a_chunk_that_changes_deep_in_a_zarr_folder_is_another_entry(tmp_path):
+    chunk = tmp_path / "a.zarr/0/c/0/0"
+    chunk.parent.mkdir(parents=True)
+    chunk.write_bytes(b"one")
+    cache = Cache(tmp_path / "cache")
+    before = cache.entry([tmp_path / "a.zarr"])
+    chunk.write_bytes(b"other")
+    assert cache.entry([tmp_path / "a.zarr"]) != before
+
+
+@pytest.mark.parametrize("suffix, voxels", [("nhdr", "raw"), ("mhd", "raw")])
+def test_voxels_beside_their_header_that_change_are_another_entry(suffix, voxels, tmp_path):
+    itk = pytest.importorskip("SimpleITK")
+    path = tmp_path / f"a.{suffix}"
+    itk.WriteImage(itk.GetImageFromArray(np.zeros((3, 4, 5), np.int16)), str(path))
+    cache = Cache(tmp_path / "cache")
+    before = cache.entry([path])
+    raw = next(each for each in tmp_path.glob("a.*") if each.suffix != path.suffix)
+    raw.write_bytes(raw.read_bytes() + b"x")
+    assert cache.entry([path]) != before

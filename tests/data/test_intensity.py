@@ -12,6 +12,7 @@ import nestedseg
 from nestedseg.cli import main
 from nestedseg.data import LabelledImages, Pair, Patches, preprocess
 from nestedseg.data.preprocessing import missing, scale
+from nestedseg.evaluation.cases import open_case
 
 tifffile = pytest.importorskip("tifffile")
 RNG = np.random.default_rng(0)
@@ -135,9 +136,10 @@ def test_a_range_is_chosen_printed_and_saved(tmp_path, capsys):
     assert main(["train", "--images", f"{tmp_path}/images", "--labels", f"{tmp_path}/labels",
                  "--encoder", "test_resnet", "--encoder-weights", str(weights), "--depth", "2",
                  "--epochs", "1", "--steps", "1", "--batch", "1", "--patch", "32",
-                 "--out", f"{tmp_path}/run"]) == 0
+                 "--nodata", "101", "--out", f"{tmp_path}/run"]) == 0
     assert "of the pixels become 0 to 1" in capsys.readouterr().out
     saved = json.loads((tmp_path / "run/model/config.json").read_text())["preprocessing"]
+    assert saved["nodata"] == 101  # so that prediction leaves out the same pixels
     [[low, high]] = saved["value_range"]
     assert 90 < low < 150 and 2950 < high <= 3000
     assert nestedseg.from_pretrained(tmp_path / "run/model").preprocessing["value_range"] \
@@ -166,3 +168,15 @@ def test_patches_of_a_picture_with_nodata_are_finite(tmp_path):
     model = model_for(images)
     patches = Patches(images, 16, lambda raw, **more: preprocess(raw, model, **more))
     assert all(torch.isfinite(patches[number][0]).all() for number in range(8))
+
+
+def test_voxels_that_were_not_measured_count_in_no_case(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    voxels, label = RNG.random((6, 7, 8)).astype(np.float32), np.ones((6, 7, 8), np.uint8)
+    voxels[:2] = np.nan
+    for name, array in (("image", voxels), ("label", label)):
+        nibabel.Nifti1Image(array, np.eye(4)).to_filename(tmp_path / f"{name}.nii")
+    images = LabelledImages([Pair(tmp_path / "image.nii", tmp_path / "label.nii")])
+    truth = open_case(images, 0)[1]
+    np.testing.assert_array_equal(truth == -1, np.isnan(voxels.transpose(2, 1, 0)))
+    np.testing.assert_array_equal(truth, images[0][1])

@@ -15,7 +15,7 @@ SHAPE = (300, 517)  # no multiple of a tile
 
 def write(path, format, array, palette=None, like=None, step=37):
     raster = Raster(array.shape[:2], array.dtype, array.shape[2] if array.ndim == 3 else 1,
-                    palette, like)
+                    palette, like, like is not None)
     with new_raster(path, format, raster) as put:
         for start in range(0, len(array), step):
             put(array[start:start + step])
