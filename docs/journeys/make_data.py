@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,17 @@ def blobs(rng: np.random.Generator, shape: tuple[int, ...], count: int,
         distance = sum((axis - at) ** 2 for axis, at in zip(axes, centre))
         label[distance < rng.uniform(*radius) ** 2] = number
     return label
+
+
+def two_parts(folder: Path, train: int, test: int
+              ) -> Iterator[tuple[Path, int, np.random.Generator]]:
+    """The folder, the number and the chance of each case of train/ and test/, with their folders
+    images/ and labels/."""
+    for part, count in (("train", train), ("test", test)):
+        for kind in ("images", "labels"):
+            (folder / part / kind).mkdir(parents=True)
+        for number in range(count):
+            yield folder / part, number, np.random.default_rng(number + 100 * (part == "test"))
 
 
 def street(folder: Path) -> None:
@@ -56,66 +67,54 @@ def satellite(folder: Path) -> None:
     """Tiles of four bands of 12 bits in 16, with a place on the Earth and a margin of nodata."""
     import rasterio
 
-    for part, count in (("train", 6), ("test", 2)):
-        for kind in ("images", "labels"):
-            (folder / part / kind).mkdir(parents=True)
-        for number in range(count):
-            rng = np.random.default_rng(number + 100 * (part == "test"))
-            objects = blobs(rng, (160, 200), 12, (8, 26))
-            label = np.where(objects > 0, 1 + objects % 2, 0).astype(np.uint8)
-            light = np.array([[400, 500, 600, 700], [300, 700, 400, 2600],
-                              [1500, 1500, 1600, 1700]])
-            image = light[label] + rng.normal(0, 120, (160, 200, 4))
-            image = image.clip(1, 4095).astype(np.uint16)
-            image[:, :12] = 0  # not seen by the satellite
-            grid = {"crs": "EPSG:32633", "transform": rasterio.transform.from_origin(
-                500_000 + 2_000 * number, 5_400_000, 10, 10)}
-            for kind, bands in (("images", image.transpose(2, 0, 1)), ("labels", label[None])):
-                with rasterio.open(folder / part / kind / f"tile_{number}.tif", "w", "GTiff", 200,
-                                   160, len(bands), dtype=bands.dtype, tiled=True, blockxsize=64,
-                                   blockysize=64, compress="deflate", **grid,
-                                   nodata=0 if kind == "images" else None) as file:
-                    file.write(bands)
+    for part, number, rng in two_parts(folder, 6, 2):
+        objects = blobs(rng, (160, 200), 12, (8, 26))
+        label = np.where(objects > 0, 1 + objects % 2, 0).astype(np.uint8)
+        light = np.array([[400, 500, 600, 700], [300, 700, 400, 2600],
+                          [1500, 1500, 1600, 1700]])
+        image = light[label] + rng.normal(0, 120, (160, 200, 4))
+        image = image.clip(1, 4095).astype(np.uint16)
+        image[:, :12] = 0  # not seen by the satellite
+        grid = {"crs": "EPSG:32633", "transform": rasterio.transform.from_origin(
+            500_000 + 2_000 * number, 5_400_000, 10, 10)}
+        for kind, bands in (("images", image.transpose(2, 0, 1)), ("labels", label[None])):
+            with rasterio.open(part / kind / f"tile_{number}.tif", "w", "GTiff", 200,
+                               160, len(bands), dtype=bands.dtype, tiled=True, blockxsize=64,
+                               blockysize=64, compress="deflate", **grid,
+                               nodata=0 if kind == "images" else None) as file:
+                file.write(bands)
 
 
 def microscopy(folder: Path) -> None:
     """OME-TIFF with two channels, the first with nuclei; labels are instance numbers."""
     import tifffile
 
-    for part, count in (("train", 6), ("test", 2)):
-        for kind in ("images", "labels"):
-            (folder / part / kind).mkdir(parents=True)
-        for number in range(count):
-            rng = np.random.default_rng(number + 100 * (part == "test"))
-            label = blobs(rng, (128, 144), 16, (6, 11))
-            nuclei = 300 + 1200 * (label > 0) + rng.normal(0, 90, label.shape)
-            cells = 400 + 300 * (label > 0) + rng.normal(0, 150, label.shape)
-            image = np.stack([nuclei, cells]).clip(0, 4095).astype(np.uint16)
-            tifffile.imwrite(folder / part / "images" / f"field_{number}.ome.tif", image,
-                             photometric="minisblack", metadata={"axes": "CYX"})
-            tifffile.imwrite(folder / part / "labels" / f"field_{number}.tif",
-                             label.astype(np.uint16))
+    for part, number, rng in two_parts(folder, 6, 2):
+        label = blobs(rng, (128, 144), 16, (6, 11))
+        nuclei = 300 + 1200 * (label > 0) + rng.normal(0, 90, label.shape)
+        cells = 400 + 300 * (label > 0) + rng.normal(0, 150, label.shape)
+        image = np.stack([nuclei, cells]).clip(0, 4095).astype(np.uint16)
+        tifffile.imwrite(part / "images" / f"field_{number}.ome.tif", image,
+                         photometric="minisblack", metadata={"axes": "CYX"})
+        tifffile.imwrite(part / "labels" / f"field_{number}.tif",
+                         label.astype(np.uint16))
 
 
 def radiology(folder: Path) -> None:
     """CT volumes in Hounsfield units, NIfTI, with an organ and a lesion in it."""
     import nibabel
 
-    for part, count in (("train", 4), ("test", 1)):
-        for kind in ("images", "labels"):
-            (folder / part / kind).mkdir(parents=True)
-        for number in range(count):
-            rng = np.random.default_rng(number + 100 * (part == "test"))
-            axes = np.indices((40, 36, 24)) - np.array([20, 18, 12]).reshape(3, 1, 1, 1)
-            organ = sum((axis / side) ** 2 for axis, side in zip(axes, (15, 12, 9))) < 1
-            shift = rng.uniform(-4, 4, 3).reshape(3, 1, 1, 1)
-            lesion = (((axes - shift) ** 2).sum(0) < rng.uniform(3, 5) ** 2) & organ
-            label = organ.astype(np.uint8) + lesion
-            image = np.array([-900, 60, 140])[label] + rng.normal(0, 25, label.shape)
-            affine = np.diag([-1.5, -1.5, 2.0, 1.0])
-            for kind, voxels in (("images", image.astype(np.int16)), ("labels", label)):
-                nibabel.Nifti1Image(voxels, affine).to_filename(
-                    folder / part / kind / f"case_{number}.nii.gz")
+    for part, number, rng in two_parts(folder, 4, 1):
+        axes = np.indices((40, 36, 24)) - np.array([20, 18, 12]).reshape(3, 1, 1, 1)
+        organ = sum((axis / side) ** 2 for axis, side in zip(axes, (15, 12, 9))) < 1
+        shift = rng.uniform(-4, 4, 3).reshape(3, 1, 1, 1)
+        lesion = (((axes - shift) ** 2).sum(0) < rng.uniform(3, 5) ** 2) & organ
+        label = organ.astype(np.uint8) + lesion
+        image = np.array([-900, 60, 140])[label] + rng.normal(0, 25, label.shape)
+        affine = np.diag([-1.5, -1.5, 2.0, 1.0])
+        for kind, voxels in (("images", image.astype(np.int16)), ("labels", label)):
+            nibabel.Nifti1Image(voxels, affine).to_filename(
+                part / kind / f"case_{number}.nii.gz")
 
 
 def competition(folder: Path) -> None:

@@ -121,12 +121,16 @@ class LabelledImages:
         Raises:
             ValueError: a file has become unreadable.
         """
+        return self._read(index, window, checked=True)
+
+    def _read(self, index: int, window: Sequence[slice], checked: bool
+              ) -> tuple[np.ndarray, np.ndarray]:
         kept = self._kept.get(index)
         if kept is not None:
             return kept[0][tuple(window)], kept[1][tuple(window)]
         with self._naming(index):
             image, label = (squeezed(each.read(window)) for each in self._files[index])
-            target = self.class_indices(label, self.pairs[index], checked=True)
+            target = self.class_indices(label, self.pairs[index], checked)
             return image, self.mark(target, image, index)
 
     def middle(self, index: int, side: int = SHOWN) -> tuple[np.ndarray, np.ndarray]:
@@ -279,31 +283,36 @@ class LabelledImages:
             if found is not None:
                 return found
         with self._naming(index):
-            self._check_label(index)
-            self._keep(index)
-            found = examine(lambda window: self.read(index, window), image.shape, image.channels,
-                            self.nodata_of(index))
+            checked = self._check_before(index)
+            self._keep(index, checked)
+            found = examine(lambda window: self._read(index, window, checked), image.shape,
+                            image.channels, self.nodata_of(index))
         if self.cache is not None and entry is not None:
             with self.cache.part(entry) as part:
                 found.save(part)
         return found
 
-    def _check_label(self, index: int) -> None:
-        """Checks the values of a label as its file has them, before it is resampled: grey edges are
-        thicker or gone afterwards."""
-        pair, label = self.pairs[index], self._files[index][1]
-        drawn = not isinstance(pair.label, Path)  # its values are what they are meant to be
-        if self.spacing is not None:
-            label = volumes.open_volume(pair.label_file)
+    def _check_before(self, index: int) -> bool:
+        """Whether the values of a label need no check when it is read: those of a drawn label are
+        what they are meant to be, and one that is resampled is checked here as its file has it,
+        for grey edges are thicker or gone afterwards."""
+        pair = self.pairs[index]
+        if not isinstance(pair.label, Path):
+            return True
+        if self.spacing is None:
+            return False
+        label = volumes.open_volume(pair.label_file)
         for window in blocks(label.shape):
-            self.class_indices(squeezed(label.read(window)), pair, checked=drawn)
+            self.class_indices(squeezed(label.read(window)), pair)
+        return True
 
-    def _keep(self, index: int) -> None:
+    def _keep(self, index: int, checked: bool) -> None:
         """Keeps an image in memory, decoded, if there is room for it."""
         image = self._files[index][0]
         size = int(np.prod(image.shape)) * (image.channels * image.dtype.itemsize + 1)
         if size <= self._room:
-            pixels = self.read(index, [slice(0, length) for length in image.shape])
+            window = [slice(0, length) for length in image.shape]
+            pixels = self._read(index, window, checked)
             self._room -= sum(each.nbytes for each in pixels)
             self._kept[index] = pixels
 
